@@ -1,0 +1,176 @@
+"""A vocabulary file taken apart and put together again: pieces, their kinds, and two file formats.
+
+A SentencePiece `.model` is a protocol-buffer message: field 1 repeats once per piece (1 text,
+2 score, 3 kind), field 2 holds how it was trained, field 3 how text is normalised. The few bytes we
+read and write of that format are handled here, so that no protobuf package is needed.
+
+Source: sentencepiece_model.proto of google/sentencepiece; protobuf.dev/programming-guides/encoding.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from gemsmith.errors import TokenizerError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+SPACE = "\u2581"  # what SentencePiece writes in place of a space
+
+_BPE = 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One entry of a vocabulary; `kind` is NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE."""
+
+    text: str
+    score: float
+    kind: int = NORMAL
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The serialised pieces of a model file in the order of their ids, and all its other fields."""
+
+    messages: list[bytes]
+    rest: bytes
+
+    @classmethod
+    def from_bytes(cls, proto: bytes) -> "Vocabulary":
+        """Take a `.model` file apart; raises IndexError or ValueError where the bytes make no sense."""
+        messages, rest, at = [], bytearray(), 0
+        while at < len(proto):
+            start = at
+            number, wire, at = _read_key(proto, at)
+            if (number, wire) == (1, _BYTES):
+                size, at = _read_varint(proto, at)
+                messages.append(proto[at : at + size])
+                at += size
+            else:
+                at = _skip(proto, at, wire)
+                rest += proto[start:at]
+        if at != len(proto):
+            raise ValueError(f"a field ends {at - len(proto)} bytes past the end of the file")
+        return cls(messages, bytes(rest))
+
+    @classmethod
+    def from_pieces(cls, pieces: list[Piece]) -> "Vocabulary":
+        """Put together a BPE vocabulary with Gemma's settings (byte fallback, identity normaliser)."""
+        ids = {piece.text: index for index, piece in enumerate(pieces)}
+        trainer = _write_field(3, _BPE) + _write_field(4, len(pieces)) + _write_field(35, 1)
+        for number, text in ((40, "<unk>"), (41, "<bos>"), (42, "<eos>"), (43, "<pad>")):
+            trainer += _write_field(number, ids[text]) + _write_field(number + 5, text.encode())
+        normalizer = _write_field(1, b"identity") + _write_field(3, 0) + _write_field(4, 0) + _write_field(5, 1)
+        return cls([_write_piece(piece) for piece in pieces], _write_field(2, trainer) + _write_field(3, normalizer))
+
+    def to_bytes(self) -> bytes:
+        """Return the `.model` file."""
+        return b"".join(b"\n" + _write_varint(len(message)) + message for message in self.messages) + self.rest
+
+    def piece(self, token_id: int) -> Piece:
+        """Return one piece."""
+        fields = dict(_read_fields(self.messages[token_id]))
+        text, score, kind = fields.get(1, b""), fields.get(2, b"\0\0\0\0"), fields.get(3, NORMAL)
+        assert isinstance(text, bytes) and isinstance(score, bytes) and isinstance(kind, int)
+        return Piece(text.decode(), struct.unpack("<f", score)[0], kind)
+
+    def specials(self) -> dict[int, Piece]:
+        """Return the pieces that are not NORMAL, by id; only they carry a kind other than the default."""
+        found = {i: self.piece(i) for i, message in enumerate(self.messages) if b"\x18" in message}
+        return {token_id: piece for token_id, piece in found.items() if piece.kind != NORMAL}
+
+    def with_pieces(self, changes: Mapping[int, Piece]) -> "Vocabulary":
+        """Return a copy with some pieces exchanged."""
+        messages = list(self.messages)
+        for token_id, piece in changes.items():
+            messages[token_id] = _write_piece(piece)
+        return replace(self, messages=messages)
+
+    def check_gemma(self) -> None:
+        """Refuse settings under which text would not come back as it went in.
+
+        Raises:
+            TokenizerError: Not BPE, no byte fallback, or a normaliser that changes the text.
+        """
+        rest = dict(_read_fields(self.rest))
+        trainer = dict(_read_fields(rest.get(2, b"")))  # pyright: ignore[reportArgumentType]
+        normalizer = dict(_read_fields(rest.get(3, b"")))  # pyright: ignore[reportArgumentType]
+        found = {
+            "model_type": trainer.get(3, 1),
+            "byte_fallback": trainer.get(35, 0),
+            "add_dummy_prefix": normalizer.get(3, 1),
+            "remove_extra_whitespaces": normalizer.get(4, 1),
+            "escape_whitespaces": normalizer.get(5, 1),
+            "precompiled_charsmap": len(normalizer.get(2, b"")),  # pyright: ignore[reportArgumentType]
+        }
+        wanted = dict(zip(found, (_BPE, 1, 0, 0, 1, 0), strict=True))
+        for name, value in found.items():
+            if value != wanted[name]:
+                raise TokenizerError(
+                    f"{name} of the vocabulary must be {wanted[name]}; got {value!r}. "
+                    "Use the tokenizer.model that was published with the Gemma model, complete."
+                )
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = 0, 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _read_key(data: bytes, at: int) -> tuple[int, int, int]:
+    key, at = _read_varint(data, at)
+    return key >> 3, key & 7, at
+
+
+def _skip(data: bytes, at: int, wire: int) -> int:
+    if wire == _VARINT:
+        return _read_varint(data, at)[1]
+    if wire == _BYTES:
+        size, at = _read_varint(data, at)
+        return at + size
+    if wire in (_FIXED32, _FIXED64):
+        return at + (4 if wire == _FIXED32 else 8)
+    raise ValueError(f"unknown wire type {wire} at byte {at}")
+
+
+def _read_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    while at < len(message):
+        number, wire, at = _read_key(message, at)
+        end = _skip(message, at, wire)
+        if wire == _VARINT:
+            yield number, _read_varint(message, at)[0]
+        else:
+            start = _read_varint(message, at)[1] if wire == _BYTES else at
+            yield number, message[start:end]
+        at = end
+
+
+def _write_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _write_field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _write_varint(number << 3 | _VARINT) + _write_varint(value)
+    return _write_varint(number << 3 | _BYTES) + _write_varint(len(value)) + value
+
+
+def _write_piece(piece: Piece) -> bytes:
+    kind = b"" if piece.kind == NORMAL else _write_field(3, piece.kind)
+    return _write_field(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score) + kind
