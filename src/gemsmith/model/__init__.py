@@ -1,0 +1,1 @@
+"""The network: token ids, positions and a cache in; hidden states and logits out."""

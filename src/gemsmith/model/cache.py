@@ -1,0 +1,151 @@
+"""Keys and values of the tokens already seen: rings for local layers, full rows for global ones.
+
+A layer of window W needs the last W keys only. Its ring holds W + slack of them: the slack is what
+a chunk of new tokens overwrites before it has attended, and what a rollback can take back.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemsmith.config import ModelConfig
+from gemsmith.errors import CacheError
+
+DEFAULT_SLACK = 512
+
+
+class KVCache:
+    """Keys and values by slot (one document each) and source layer.
+
+    Attributes:
+        capacity: Longest document, in tokens.
+        slack: Places of a ring beyond its window: longest chunk of one pass, furthest rollback.
+        lengths: Tokens written, per slot.
+        keys, values: Per layer with keys of its own, Float[n_slots n_kv_heads places head_dim].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        n_slots: int = 1,
+        capacity: int | None = None,
+        slack: int = DEFAULT_SLACK,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if n_slots < 1 or slack < 1 or (capacity is not None and capacity < 1):
+            raise CacheError(
+                f"n_slots, capacity and slack must be at least 1; got {n_slots}, {capacity} and {slack}. "
+                "Leave capacity out to hold the model's whole context."
+            )
+        self.config, self.n_slots, self.slack = config, n_slots, slack
+        self.capacity = config.max_seq_len if capacity is None else capacity
+        self.lengths: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
+        # The furthest position ever written and not cleared: rollback may go back `slack` from there.
+        self._furthest: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
+        self.keys: dict[int, Float[Tensor, "n_slots K S H"]] = {}
+        self.values: dict[int, Float[Tensor, "n_slots K S H"]] = {}
+        for index, layer in enumerate(config.layers):
+            if layer.kv_source is None:
+                places = n_places(layer.window, self.capacity, slack)
+                shape = (n_slots, layer.n_kv_heads, places, layer.head_dim)
+                self.keys[index] = torch.zeros(shape, dtype=dtype, device=device)
+                self.values[index] = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(x.numel() * x.element_size() for x in (*self.keys.values(), *self.values.values()))
+
+    @property
+    def max_chunk(self) -> int:
+        """Longest run of new tokens of one document that a single pass may bring."""
+        windows = [layer.window for layer in self.config.layers if layer.window is not None]
+        holds_all = all(window + self.slack >= self.capacity for window in windows)
+        return self.capacity if holds_all else self.slack
+
+    def reserve(self, slot: int, start: int, n_tokens: int) -> None:
+        """Count `n_tokens` more tokens of a slot as written, beginning at position `start`.
+
+        Raises:
+            CacheError: The slot does not exist, `start` is not where it ends, or it would overflow.
+        """
+        if not 0 <= slot < self.n_slots:
+            raise CacheError(f"slot must be one of the cache's {self.n_slots}; got {slot}. Make a larger cache.")
+        length = int(self.lengths[slot])
+        if start != length:
+            raise CacheError(
+                f"positions must continue where slot {slot} ends, at {length}; got {start}. Roll the cache back first."
+            )
+        if length + n_tokens > self.capacity:
+            raise CacheError(
+                f"a document must fit the cache's {self.capacity} tokens; got {length} + {n_tokens} in slot {slot}. "
+                "Make the cache with a larger capacity."
+            )
+        self.lengths[slot] = length + n_tokens
+        self._furthest[slot] = max(int(self._furthest[slot]), length + n_tokens)
+
+    def rollback(self, n_tokens: int, slot: int = 0) -> None:
+        """Forget the last `n_tokens` of a slot, as if they had never been seen.
+
+        Raises:
+            CacheError: More than it holds, or so many that the rings no longer hold what came before.
+        """
+        length, furthest = int(self.lengths[slot]), int(self._furthest[slot])
+        if not 0 <= n_tokens <= length:
+            raise CacheError(f"rollback must lie within the {length} tokens of slot {slot}; got {n_tokens}. Clear it instead.")
+        target = length - n_tokens
+        if target == 0:
+            return self.clear(slot)
+        if furthest - target > self.slack and self.max_chunk == self.slack:
+            raise CacheError(
+                f"rollback must go back at most {self.slack} tokens from the furthest one seen ({furthest}); got a "
+                f"return to {target}. Make the cache with more slack, or prefill the text again."
+            )
+        self.lengths[slot] = target
+        return None
+
+    def clear(self, slot: int = 0) -> None:
+        """Empty a slot."""
+        self.lengths[slot] = 0
+        self._furthest[slot] = 0
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Make slot `target` continue the document of slot `source`."""
+        for store in (*self.keys.values(), *self.values.values()):
+            store[target].copy_(store[source])
+        self.lengths[target] = self.lengths[source]
+        self._furthest[target] = self._furthest[source]
+
+
+def n_places(window: int | None, capacity: int, slack: int) -> int:
+    """Return how many keys a layer stores for documents of up to `capacity` tokens."""
+    return capacity if window is None else min(capacity, window + slack)
+
+
+def held_positions(length: int, places: int, device: torch.device | str | None = None) -> Int[Tensor, " S"]:
+    """Return the position stored at each place of a ring after `length` tokens, -1 where none is.
+
+    Position p lies at place p % places, so a full row is the ring that never wraps.
+    """
+    place = torch.arange(places, device=device)
+    last = length - 1
+    position = last - (last - place) % places
+    return torch.where(position >= 0, position, -1)
+
+
+def cache_bytes(
+    config: ModelConfig,
+    capacity: int,
+    *,
+    n_slots: int = 1,
+    slack: int = DEFAULT_SLACK,
+    dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Return the bytes of a KVCache without making it: 2 n_kv_heads head_dim places, summed over layers."""
+    return sum(
+        2 * layer.n_kv_heads * layer.head_dim * n_places(layer.window, capacity, slack) * dtype.itemsize * n_slots
+        for layer in config.layers
+        if layer.kv_source is None
+    )

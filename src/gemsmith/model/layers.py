@@ -1,0 +1,105 @@
+"""A block and its parts, put together once from a LayerSpec; no forward asks which model it is in."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gemsmith.config import NORM_LAYOUTS, ModelConfig
+from gemsmith.errors import ConfigError
+from gemsmith.model import ops
+from gemsmith.model.attention import Attention, Pass
+from gemsmith.model.linear import Linear
+from gemsmith.model.norm import RMSNorm
+
+
+class Embedding(nn.Module):
+    """The table of token vectors, which is also the output head."""
+
+    def __init__(
+        self, n_rows: int, width: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
+
+    def forward(
+        self, token_ids: Int[Tensor, " T"], embeddings: Float[Tensor, "E D"] | None = None
+    ) -> Float[Tensor, "T D"]:
+        """Return scaled token vectors; ids of -1 take the rows of `embeddings` in order, unscaled."""
+        scale = ops.embedding_scale(self.weight.shape[1], self.weight.dtype)
+        if embeddings is None:
+            return nn.functional.embedding(token_ids, self.weight) * scale
+        given = token_ids < 0
+        if int(given.sum()) != embeddings.shape[0]:
+            raise ConfigError(
+                f"embeddings must be as many as the ids of -1; got {embeddings.shape[0]} for {int(given.sum())}. "
+                "Mark each place an embedding goes to with -1."
+            )
+        x = nn.functional.embedding(token_ids.clamp(min=0), self.weight) * scale
+        return x.index_put((given.nonzero()[:, 0],), embeddings.to(x.dtype))
+
+
+class FeedForward(nn.Module):
+    """GeGLU: down(gelu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, index: int, **factory: object) -> None:
+        super().__init__()
+        d_ff = config.layers[index].d_ff
+        self.gate_proj = Linear(config.d_model, d_ff, **factory)
+        self.up_proj = Linear(config.d_model, d_ff, **factory)
+        self.down_proj = Linear(d_ff, config.d_model, **factory)
+
+    def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
+        """Return the layer's change of each token by itself."""
+        adapters = step.layout.adapters
+        return self.down_proj(ops.gated_gelu(self.gate_proj(x, adapters), self.up_proj(x, adapters)), adapters)
+
+
+class Block(nn.Module):
+    """A residual stream with sublayers: x + after(body(before(x))) for each of them.
+
+    Norms and bodies are submodules under the names checkpoints use; `steps` names them in order.
+    """
+
+    def __init__(self, parts: dict[str, nn.Module], steps: tuple[tuple[str, str, str | None], ...]) -> None:
+        super().__init__()
+        self.steps = steps
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
+        """Return the residual stream after the block."""
+        parts = cast(dict[str, nn.Module], self._modules)
+        for before, body, after in self.steps:
+            y = parts[body](parts[before](x), step)
+            x = x + (y if after is None else parts[after](y))
+        return x
+
+
+def build_layer(config: ModelConfig, index: int, **factory: object) -> Block:
+    """Assemble block `index` from its LayerSpec.
+
+    Another kind of layer is another function of this signature, given to Transformer, which may
+    fall back on this one for the kinds it does not know.
+
+    Raises:
+        ConfigError: The kind is neither "local" nor "global".
+    """
+    spec = config.layers[index]
+    if spec.kind not in ("local", "global"):
+        raise ConfigError(
+            f"kind must be 'local' or 'global'; got {spec.kind!r} in layer {index}. Give Transformer a build_layer "
+            "that knows this kind."
+        )
+    parts: dict[str, nn.Module] = {
+        "self_attn": Attention(config, index, **factory),
+        "mlp": FeedForward(config, index, **factory),
+    }
+    steps = []
+    for body, (before, after) in zip(("self_attn", "mlp"), NORM_LAYOUTS[spec.norms], strict=True):
+        for name in (before, after):
+            if name is not None:
+                parts[name] = RMSNorm(config.d_model, config.norm_eps, **factory)
+        steps.append((before, body, after))
+    return Block(parts, tuple(steps))

@@ -1,0 +1,70 @@
+"""A linear map: how its weight is stored, plus low-rank deltas chosen per row.
+
+Dense storage is written here. Another storage (int8, int4, blocks of a GGUF file) is a subclass
+with its own `product`; it takes the place of a dense one through Transformer.replace_linears, and
+the deltas on top of it stay the same.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gemsmith.model import ops
+
+
+class LowRank(nn.Module):
+    """Adapters of one linear: row t gets lora_b[a] lora_a[a] x[t] * scale[a], where a = adapters[t].
+
+    Source: LoRA, arXiv:2106.09685, section 4.1.
+    """
+
+    def __init__(
+        self,
+        lora_a: Float[Tensor, "A rank d_in"],
+        lora_b: Float[Tensor, "A d_out rank"],
+        scale: Float[Tensor, " A"],
+    ) -> None:
+        super().__init__()
+        self.lora_a, self.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None) -> Float[Tensor, "T d_out"]:
+        """Return what the adapters add: number 0 for every row if `adapters` is None, nothing at -1."""
+        if adapters is None:
+            return ((x @ self.lora_a[0].T) @ self.lora_b[0].T) * self.scale[0]
+        total = x.new_zeros(x.shape[0], self.lora_b.shape[1])
+        for index in adapters.unique().tolist():
+            if index >= 0:
+                rows = (adapters == index).nonzero()[:, 0]
+                delta = ((x[rows] @ self.lora_a[index].T) @ self.lora_b[index].T) * self.scale[index]
+                total = total.index_add(0, rows, delta)
+        return total
+
+
+class Linear(nn.Module):
+    """Map rows of d_in numbers to d_out: y = x @ weight.T, plus the delta of each row's adapter."""
+
+    def __init__(
+        self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_out = d_in, d_out
+        self.delta: LowRank | None = None
+        self.store(d_in, d_out, dtype=dtype, device=device)
+
+    def store(
+        self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Create the weight; a quantised storage creates its own tensors instead."""
+        self.weight = nn.Parameter(torch.empty(d_out, d_in, dtype=dtype, device=device))
+
+    def product(self, x: Float[Tensor, "T d_in"]) -> Float[Tensor, "T d_out"]:
+        """Return x @ weight.T in the dtype of x."""
+        return ops.linear(x, self.weight)
+
+    def forward(
+        self, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
+    ) -> Float[Tensor, "T d_out"]:
+        """Return the product and, where one is attached, the low-rank delta of each row."""
+        y = self.product(x)
+        return y if self.delta is None else y + self.delta(x, adapters)

@@ -1,0 +1,133 @@
+"""The arithmetic of the network, written plainly; the only place that chooses a faster equal.
+
+Precision, as the published reference code has it: norms in float32 with the weight applied as
+1 + w before the cast; rotary angles in float32; the embedding scale rounded to the weight's dtype.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gemsmith.kernels import blocked_attention
+
+_only_plain: ContextVar[bool] = ContextVar("only_plain", default=False)
+
+
+@contextmanager
+def plain_only() -> Iterator[None]:
+    """Run everything inside with the plain functions, to compare the faster ones with."""
+    token = _only_plain.set(True)
+    try:
+        yield
+    finally:
+        _only_plain.reset(token)
+
+
+def linear(x: Float[Tensor, "T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "T d_out"]:
+    """Return x @ weight.T."""
+    return F.linear(x, weight)
+
+
+def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:
+    """Return x / rms(x) * (1 + weight), computed in float32 and cast once, at the end.
+
+    Source: RMSNorm, arXiv:1910.07467; the offset of one is Gemma's: stored weights lie around 0.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * (1.0 + weight.float())).to(x.dtype)
+
+
+def gated_gelu(gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
+    """Return gelu(gate) * up with the tanh form of GELU, which is Gemma's whatever its files say.
+
+    Source: GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.
+    """
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def softcap(scores: Float[Tensor, "*S"], cap: float | None) -> Float[Tensor, "*S"]:
+    """Return cap * tanh(scores / cap); None leaves the scores alone.
+
+    Source: Gemma 2 report, arXiv:2408.00118, section 2.
+    """
+    return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def rope_angles(
+    positions: Int[Tensor, " T"], *, head_dim: int, theta: float, factor: float
+) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
+    """Return cosine and sine of the rotary angle of each position and pair, in float32.
+
+    Args:
+        factor: Positions count 1 / factor of their distance (linear scaling).
+
+    Source: RoFormer, arXiv:2104.09864; linear scaling, arXiv:2306.15595.
+    """
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions.float()[:, None] * (1.0 / (theta**exponent) / factor)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "T heads H"], angles: tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]
+) -> Float[Tensor, "T heads H"]:
+    """Return x with the pair (i, i + H/2) of every head turned by its angle, in float32."""
+    cos, sin = angles[0][:, None], angles[1][:, None]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def embedding_scale(d_model: int, dtype: torch.dtype) -> float:
+    """Return sqrt(d_model) as the weight's dtype holds it: 55.5, not 55.43, for 3072 in bfloat16."""
+    return torch.tensor(math.sqrt(d_model), dtype=dtype).item()
+
+
+def plain_attention(
+    q: Float[Tensor, "T N H"],
+    k: Float[Tensor, "K S H"],
+    v: Float[Tensor, "K S H"],
+    mask: Bool[Tensor, "T S"] | None,
+    *,
+    scale: float,
+    cap: float | None,
+) -> Float[Tensor, "T N H"]:
+    """Return softmax(cap * tanh(q.k * scale / cap)) v over the keys each query may see.
+
+    Query heads share key heads in groups of N / K. The cap comes before the mask: capping -inf
+    would let hidden keys in again. A query that sees nothing gets zeros. The softmax is in float32.
+
+    Args:
+        mask: True where a query may attend; None where every query sees every key.
+    """
+    n_groups = q.shape[1] // k.shape[0]
+    keys, values = (x.repeat_interleave(n_groups, dim=0) for x in (k, v))
+    scores = torch.einsum("tnh,nsh->nts", q, keys).float() * scale
+    scores = softcap(scores, cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+    weights = torch.softmax(scores, dim=-1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0.0)
+    return torch.einsum("nts,nsh->tnh", weights.to(v.dtype), values)
+
+
+def attention(
+    q: Float[Tensor, "T N H"],
+    k: Float[Tensor, "K S H"],
+    v: Float[Tensor, "K S H"],
+    mask: Bool[Tensor, "T S"] | None,
+    *,
+    scale: float,
+    cap: float | None,
+) -> Float[Tensor, "T N H"]:
+    """Return what plain_attention returns, by the fastest way there is for these tensors."""
+    if _only_plain.get():
+        return plain_attention(q, k, v, mask, scale=scale, cap=cap)
+    return blocked_attention.attention(q, k, v, mask, scale=scale, cap=cap)
