@@ -1,0 +1,30 @@
+# Everything runs in the environment PYTHON belongs to; make PYTHON=.venv/bin/python test uses another one.
+PYTHON ?= python
+INTERPRETER := $(shell command -v $(PYTHON))
+
+.PHONY: check format test test-slow test-data bench targets
+
+check:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m basedpyright --pythonpath $(INTERPRETER)
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+test:
+	$(PYTHON) -m pytest
+
+test-slow:
+	$(PYTHON) -m pytest -m "slow or (not data and not gpu and not peers)"
+
+# GEMSMITH_DATA names the folder that holds the corpora.
+test-data:
+	$(PYTHON) -m pytest -m data
+
+bench:
+	for question in benchmarks/bench_*.py; do $(PYTHON) $$question || exit 1; done
+
+targets:
+	$(PYTHON) benchmarks/targets.py

@@ -1,0 +1,8 @@
+"""Run the command line as `python -m gemsmith`."""
+
+import sys
+
+from gemsmith.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
