@@ -7,71 +7,86 @@ in which those pieces are control pieces, reachable by id only.
 """
 
 import codecs
+import contextlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import sentencepiece
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import StorageError, TokenizerError
-from gemsmith.vocabulary import BYTE, CONTROL, NORMAL, SPACE, USER_DEFINED, Piece, Vocabulary
+from gemsmith.tokenizer_json import TokenizerJson
+from gemsmith.vocabulary import BYTE, CONTROL, NORMAL, SPACE, USER_DEFINED, Piece, Vocabulary, spells
+
+_T = TypeVar("_T")
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 
-# User-defined pieces that are text: runs of whitespace, and tags of HTML.
+# User-defined pieces that are text: runs of whitespace, and HTML tags (the second row since Gemma 3).
 _WHITESPACE = re.compile(rf"[\n\t\r {SPACE}]+")
 _HTML_TAG = re.compile(
-    r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code)>"
+    r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code"
+    r"|a|html|body|img|span|bbox|ul|li|div|iframe|footer)>"
 )
+_SPARE = re.compile(r"<unused\d+>")
+# Text-only members of Gemma 3 are published with the vocabulary of those that see; this piece has no
+# row in their embedding and none needs one.
+_TOWER_PIECES = frozenset({"<image_soft_token>"})
 # One unpaired surrogate stands for one byte that is no UTF-8 (PEP 383).
 _INVALID_BYTE = re.compile("[\udc80-\udcff]")
+_TOGETHER = "Take tokenizer and model from the same folder."
 
 
 class Tokenizer:
     """One vocabulary, encoding and decoding."""
 
-    def __init__(self, proto: bytes, *, source: str = "vocabulary") -> None:
-        """Read the bytes of a `.model` file; `source` names them in errors."""
-        try:
-            vocabulary = Vocabulary.from_bytes(proto)
-            specials = vocabulary.specials()
-            vocabulary.check_gemma()
-            controls = {i: piece for i, piece in specials.items() if _is_control(piece)}
-            hidden = {i: replace(p, kind=CONTROL) for i, p in controls.items() if p.kind == USER_DEFINED}
-            self._plain = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.with_pieces(hidden).to_bytes())
-        except TokenizerError:
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise TokenizerError(
-                f"vocabulary must be a SentencePiece model; got {source} of {len(proto)} bytes that cannot be read "
-                f"({error}). Was the download complete?"
-            ) from error
-        self._proto = proto
-        self._bytes = {i: int(p.text[3:5], 16) for i, p in specials.items() if p.kind == BYTE}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Build from a vocabulary; `Tokenizer.load` reads one from a file."""
+        vocabulary.check_settings()
+        specials = vocabulary.specials()
+        controls = {i: piece for i, piece in specials.items() if _is_control(piece)}
+        hidden = {i: replace(piece, kind=CONTROL) for i, piece in controls.items() if piece.kind == USER_DEFINED}
+        self._proto = vocabulary.to_bytes()
+        self._plain = _processor(vocabulary.with_pieces(hidden).to_bytes())
+        self._surfaces = {i: bytes((int(p.text[3:5], 16),)) for i, p in specials.items() if p.kind == BYTE}
         self.control_ids = frozenset(controls)
         self.vocab_size = len(vocabulary.messages)
         self.bos_id, self.eos_id = self._plain.bos_id(), self._plain.eos_id()
         self.pad_id, self.unk_id = self._plain.pad_id(), self._plain.unk_id()
+        if min(self.bos_id, self.eos_id, self.pad_id, self.unk_id) < 0 or len(self._surfaces) < 256:
+            raise TokenizerError(
+                f"vocabulary must have <bos>, <eos>, <pad>, <unk> and 256 bytes; got ids {self.bos_id}, {self.eos_id}, "
+                f"{self.pad_id}, {self.unk_id} and {len(self._surfaces)} bytes. Use the tokenizer of a Gemma model."
+            )
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a `.model` file, or a folder that holds one."""
-        if path.is_dir():
-            path = path / MODEL_FILE
-        try:
-            return cls(path.read_bytes(), source=str(path))
-        except OSError as error:
-            raise TokenizerError(f"tokenizer must be a readable file; got {str(path)!r}. {error.strerror}.") from error
+        """Read a `.model` file, a `tokenizer.json`, or a folder that holds one or both.
+
+        Raises:
+            TokenizerError: No such file, a file that is damaged or no Gemma vocabulary, or two files
+                in one folder that disagree.
+        """
+        if not path.is_dir():
+            if path.suffix == ".json":
+                return _read(path, lambda data: cls(TokenizerJson.parse(data).to_vocabulary()))
+            return _read(path, lambda data: cls(Vocabulary.from_bytes(data)))
+        model, listed = path / MODEL_FILE, path / JSON_FILE
+        if not (model.is_file() and listed.is_file()):
+            return cls.load(listed if listed.is_file() else model)
+        content = _read(listed, TokenizerJson.parse)
+        return _read(model, lambda data: cls(_reconcile(Vocabulary.from_bytes(data), content, path)))
 
     @cached_property
     def _published(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self._proto)
+        return _processor(self._proto)
 
     def encode(self, text: str, *, control: bool = False) -> list[int]:
         """Return the ids of `text`, no BOS added.
@@ -91,19 +106,20 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_control: bool = True) -> str:
         """Return the text of `token_ids`; each byte that is no UTF-8 becomes U+FFFD."""
-        data = b"".join([self._surface(i, skip_control=skip_control) for i in token_ids])
+        skipped = self.control_ids if skip_control else ()
+        data = b"".join([self.surface(token_id) for token_id in token_ids if token_id not in skipped])
         return _INVALID_BYTE.sub("\ufffd", data.decode("utf-8", "surrogateescape"))
 
     def decoder(self, *, skip_control: bool = True) -> "StreamDecoder":
         """Return a decoder to be fed one id at a time."""
         return StreamDecoder(self, skip_control=skip_control)
 
-    def _surface(self, token_id: int, *, skip_control: bool) -> bytes:
-        if token_id in self._bytes:
-            return bytes((self._bytes[token_id],))
-        if skip_control and token_id in self.control_ids:
-            return b""
-        return self.piece(token_id).replace(SPACE, " ").encode()
+    def surface(self, token_id: int) -> bytes:
+        """Return what one id adds to a text: UTF-8, or a single byte of it."""
+        known = self._surfaces.get(token_id)
+        if known is None:
+            known = self._surfaces[token_id] = self.piece(token_id).replace(SPACE, " ").encode()
+        return known
 
     def piece(self, token_id: int) -> str:
         """Return the piece of an id as the vocabulary spells it (a space is U+2581)."""
@@ -128,8 +144,12 @@ class Tokenizer:
             partial.write_bytes(self._proto)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StorageError(f"tokenizer must be writable to {str(path)!r}; got {error.strerror!r}.") from error
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise StorageError(
+                f"tokenizer must be saved to a writable folder; got {str(folder)!r} ({error.strerror}). "
+                "Choose another folder or make room; a file that was there before is unchanged."
+            ) from error
         return path
 
     def check_against(self, config: ModelConfig) -> None:
@@ -138,11 +158,11 @@ class Tokenizer:
         Raises:
             TokenizerError: More pieces than embedding rows, or another bos, eos or pad.
         """
-        advice = "Take tokenizer and model from the same folder."
-        if self.vocab_size > config.vocab_size:
+        without_row = {self.piece(token_id) for token_id in range(config.vocab_size, self.vocab_size)}
+        if not without_row <= _TOWER_PIECES:
             raise TokenizerError(
                 f"tokenizer must have at most one piece per embedding row; got {self.vocab_size} pieces for "
-                f"{config.vocab_size} rows. {advice}"
+                f"{config.vocab_size} rows. {_TOGETHER}"
             )
         for name, ours, theirs in (
             ("bos", self.bos_id, (config.bos_id,)),
@@ -152,7 +172,7 @@ class Tokenizer:
             if ours not in theirs:
                 wanted = " or ".join(map(str, theirs)) or "none"
                 raise TokenizerError(
-                    f"{name} id of the tokenizer must be the configuration's {wanted}; got {ours}. {advice}"
+                    f"{name} id of the tokenizer must be that of the configuration, {wanted}; got {ours}. {_TOGETHER}"
                 )
 
 
@@ -161,13 +181,14 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, *, skip_control: bool = True) -> None:
         self._tokenizer = tokenizer
-        self._skip_control = skip_control
+        self._skipped = tokenizer.control_ids if skip_control else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def push(self, token_id: int) -> str:
         """Return the text that became certain with this id; bytes of an unfinished code point wait."""
-        data = self._tokenizer._surface(token_id, skip_control=self._skip_control)
-        return _INVALID_BYTE.sub("\ufffd", self._utf8.decode(data))
+        if token_id in self._skipped:
+            return ""
+        return _INVALID_BYTE.sub("\ufffd", self._utf8.decode(self._tokenizer.surface(token_id)))
 
     def finish(self) -> str:
         """Return what is left when no id follows, and be ready for another text."""
@@ -180,6 +201,60 @@ def _is_control(piece: Piece) -> bool:
     if piece.kind == USER_DEFINED:
         return not (_WHITESPACE.fullmatch(piece.text) or _HTML_TAG.fullmatch(piece.text))
     return piece.kind not in (NORMAL, BYTE)
+
+
+def _processor(proto: bytes) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_proto=proto)
+
+
+def _read(path: Path, parse: Callable[[bytes], _T]) -> _T:
+    """Return what `parse` makes of a file, its complaints put in our words."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(
+            f"tokenizer must be a {MODEL_FILE} or {JSON_FILE}; got {str(path)!r} ({error.strerror}). "
+            "Give the folder the model was saved in."
+        ) from error
+    try:
+        return parse(data)
+    except TokenizerError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        kind = "tokenizers" if path.suffix == ".json" else "SentencePiece"
+        raise TokenizerError(
+            f"tokenizer must be a complete {kind} file; got {str(path)!r} of {len(data)} bytes ({error}). "
+            "Was the download cut off?"
+        ) from error
+
+
+def _reconcile(vocabulary: Vocabulary, listed: TokenizerJson, folder: Path) -> Vocabulary:
+    """Return the vocabulary of a folder with both files.
+
+    A `tokenizer.json` may give spare pieces a name (FunctionGemma does) and add pieces at the end.
+    """
+    n_pieces = len(vocabulary.messages)
+    renamed = {}
+    for token_id, (message, text) in enumerate(zip(vocabulary.messages, listed.texts, strict=False)):
+        if spells(message, text):
+            continue
+        if not _SPARE.fullmatch(vocabulary.piece(token_id).text):
+            raise _disagreement(folder, token_id, vocabulary.piece(token_id).text, text)
+        renamed[token_id] = Piece(text, 0.0, USER_DEFINED)
+    if len(listed.texts) < n_pieces:
+        raise _disagreement(folder, len(listed.texts), vocabulary.piece(len(listed.texts)).text, None)
+    for token_id in range(n_pieces, len(listed.texts)):
+        if token_id not in listed.added:
+            raise _disagreement(folder, token_id, None, listed.texts[token_id])
+    extra = [Piece(text, 0.0, USER_DEFINED) for text in listed.texts[n_pieces:]]
+    return vocabulary.with_pieces(renamed, extra=extra) if renamed or extra else vocabulary
+
+
+def _disagreement(folder: Path, token_id: int, ours: str | None, theirs: str | None) -> TokenizerError:
+    return TokenizerError(
+        f"{MODEL_FILE} and {JSON_FILE} must hold the same pieces; got {ours!r} and {theirs!r} for id {token_id} in "
+        f"{str(folder)!r}. Keep the one the model was trained with and remove the other."
+    )
 
 
 def train_tokenizer(
@@ -221,7 +296,7 @@ def train_tokenizer(
             f"vocab_size must suit the texts it is learned from; got {vocab_size} ({error}). "
             "Give more text or another vocab_size."
         ) from error
-    return Tokenizer(model.getvalue())
+    return Tokenizer(Vocabulary.from_bytes(model.getvalue()))
 
 
 # In bytes; the trainer silently leaves out what is longer than its limit, so lines are cut before it.

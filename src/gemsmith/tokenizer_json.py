@@ -1,0 +1,127 @@
+"""A `tokenizer.json` read as the SentencePiece vocabulary it was converted from.
+
+The tokenizers library merges the pair of neighbours that comes first in a list of pairs;
+SentencePiece merges the pair whose union has the best score. The two agree when every way to form a
+piece is listed, all of them together, so the place of a piece in the list can serve as its score.
+That is how Gemma's files are converted, and it is checked here; a list that says something else is
+refused. Text is cut at the added tokens first, which is what SentencePiece does at user-defined pieces.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gemsmith.errors import TokenizerError
+from gemsmith.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Piece, Vocabulary
+
+_KINDS = {"<pad>": CONTROL, "<eos>": CONTROL, "<bos>": CONTROL, "<unk>": UNKNOWN}
+_TO_SPACE_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+# After the replacement no space is left for it to find.
+_SPLIT_AT_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+
+
+@dataclass(frozen=True)
+class TokenizerJson:
+    """What a file says.
+
+    Attributes:
+        texts: Every piece in the order of ids, added tokens included.
+        added: Ids that are cut out of a text before anything else.
+        merges: Pairs of pieces, the first to be merged first.
+    """
+
+    texts: list[str]
+    added: frozenset[int]
+    merges: Sequence[Any]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "TokenizerJson":
+        """Read the bytes of a file; raises ValueError, KeyError or TypeError where they are no such file."""
+        document = json.loads(data)
+        _check_settings(document)
+        ids = dict(document["model"]["vocab"])
+        ids.update((token["content"], token["id"]) for token in document["added_tokens"])
+        texts = sorted(ids, key=ids.__getitem__)
+        for place, text in enumerate(texts):
+            if ids[text] != place:
+                raise ValueError(f"id {place} has no piece or two; the next one is {text!r} with id {ids[text]}")
+        for text in _KINDS:
+            if text not in ids:
+                raise ValueError(f"there is no piece {text!r}")
+        added = frozenset(token["id"] for token in document["added_tokens"])
+        return cls(_name_bytes(texts), added, document["model"]["merges"])
+
+    def to_vocabulary(self) -> Vocabulary:
+        """Return the same vocabulary as SentencePiece would have written it."""
+        kinds = [self._kind(token_id, text) for token_id, text in enumerate(self.texts)]
+        scores = self._scores({text for text, kind in zip(self.texts, kinds, strict=True) if kind == NORMAL})
+        pieces = [Piece(t, scores.get(t, 0.0), kind) for t, kind in zip(self.texts, kinds, strict=True)]
+        return Vocabulary.from_pieces(pieces)
+
+    def _kind(self, token_id: int, text: str) -> int:
+        if text in _KINDS:
+            return _KINDS[text]
+        if token_id in self.added:
+            return USER_DEFINED
+        return BYTE if is_byte(text) else NORMAL
+
+    def _scores(self, ordinary: set[str]) -> dict[str, float]:
+        """Return minus the place of each merged piece in the list of merges."""
+        scores: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        last = ""
+        for merge in self.merges:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            text = left + right
+            if text == last:
+                counts[text] += 1
+            elif text in ordinary:
+                if text in scores:
+                    raise ValueError(f"the merges that form {text!r} do not stand together")
+                scores[text], counts[text], last = -float(len(scores)), 1, text
+        self._check_complete(ordinary, counts)
+        return scores
+
+    def _check_complete(self, ordinary: set[str], counts: dict[str, int]) -> None:
+        """Refuse a list that forms a piece in fewer ways than SentencePiece would."""
+        known = {*self.texts, "\t"}
+        for text in ordinary:
+            n_splits = 0
+            for cut in range(1, len(text)):
+                if text[:cut] in known and text[cut:] in known:
+                    n_splits += 1
+            if n_splits != counts.get(text, 0):
+                raise ValueError(f"{counts.get(text, 0)} merges form {text!r}, but {n_splits} pairs of pieces spell it")
+
+
+def is_byte(text: str) -> bool:
+    """Tell whether a piece is the fallback for one byte, such as `<0x0A>`."""
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
+def _name_bytes(texts: list[str]) -> list[str]:
+    """Give back its name to the byte piece of the tab, which converted files of Gemma 1 and 2 call a tab."""
+    if "<0x09>" in texts or "\t" not in texts:
+        return texts
+    return ["<0x09>" if text == "\t" else text for text in texts]
+
+
+def _check_settings(document: dict[str, Any]) -> None:
+    model = document["model"]
+    normalizer = document.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence" and len(normalizer["normalizers"]) == 1:
+        normalizer = normalizer["normalizers"][0]
+    for name, value, allowed in (
+        ("model.type", model.get("type"), ["BPE"]),
+        ("model.byte_fallback", model.get("byte_fallback"), [True]),
+        ("model.dropout", model.get("dropout"), [None, 0]),
+        ("model.ignore_merges", model.get("ignore_merges"), [None, False]),
+        ("normalizer", normalizer, [_TO_SPACE_MARK]),
+        ("pre_tokenizer", document.get("pre_tokenizer"), [None, _SPLIT_AT_SPACES]),
+    ):
+        if value not in allowed:
+            raise TokenizerError(
+                f"{name} of tokenizer.json must be {allowed[0]!r}; got {value!r}. "
+                "Use the file that was published with the Gemma model, or its tokenizer.model."
+            )
