@@ -30,12 +30,16 @@ def tiny_config(family: str = "gemma2", *, vocab_size: int = 300, max_seq_len: i
     return ModelConfig(family, vocab_size, 40, max_seq_len, layers, final_softcap=cap)
 
 
-def tiny_network(family: str = "gemma2", *, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: int) -> Transformer:
+def tiny_network(
+    family: str = "gemma2", *, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: int
+) -> Transformer:
     """Return a small network with random weights large enough for caps and norms to matter."""
     network = Transformer(tiny_config(family, **sizes), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            spread = 0.3 if "norm" in name else 1.0 if "embed" in name else 2.0 * parameter.shape[-1] ** -0.5
+            spread = 0.3 if "norm" in name else 0.2 if "embed" in name else 2.0 * parameter.shape[-1] ** -0.5
             parameter.normal_(0.0, spread, generator=generator)
+            if "post_" in name and network.config.layers[0].norms == "sandwich":
+                parameter.add_(3.0)  # blocks outweigh the embedding, so that greedy text does not settle at once
     return network.to(dtype).eval()

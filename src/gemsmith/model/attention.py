@@ -3,6 +3,7 @@
 The plan is worked out once per pass and window, and every layer of that window follows it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +23,22 @@ QUERIES_PER_BLOCK = 512
 
 @dataclass(frozen=True)
 class Block:
-    """Queries `rows` of the flat axis against keys `keys` of store row `slot`; mask None shows all."""
+    """Queries [start, stop) of each row against `keys` of the stored `slots`; mask None shows all."""
 
-    rows: slice
-    slot: int
+    queries: slice
+    slots: slice
     keys: slice
-    mask: Bool[Tensor, "T S"] | None
+    mask: Bool[Tensor, "B T S"] | None
+
+
+# Document, position and span (if there are any) of tokens, each Int[B T].
+Facts = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Pass:
     """One forward pass: its layout, its cache, and what all layers share of it."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, cache: KVCache | None) -> None:
+    def __init__(self, layout: Layout, cache: KVCache | None) -> None:
         self.layout, self.cache = layout, cache
         self._angles: dict[tuple[int, float, float], tuple[Tensor, Tensor]] = {}
         self._plans: dict[tuple[int | None, int], list[Block]] = {}
@@ -52,7 +57,11 @@ class Pass:
     def keep(self, index: int, k: Float[Tensor, "T K H"], v: Float[Tensor, "T K H"]) -> None:
         """Store the keys and values layer `index` has computed, in the cache if there is one."""
         if self.cache is None:
-            self._kept[index] = (k.transpose(0, 1)[None], v.transpose(0, 1)[None])
+            n_rows = self.layout.n_rows
+            self._kept[index] = (
+                k.unflatten(0, (n_rows, -1)).transpose(1, 2),
+                v.unflatten(0, (n_rows, -1)).transpose(1, 2),
+            )
             return
         keys, values = self.cache.keys[index], self.cache.values[index]
         n_places = keys.shape[2]
@@ -64,56 +73,71 @@ class Pass:
         self._kept[index] = (keys, values)
 
     def kept(self, index: int) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
-        """Return the keys and values of layer `index`: the cache's, or this pass's own as one slot."""
+        """Return the keys and values of layer `index`: the cache's, or this pass's own."""
         return self._kept[index]
 
     def plan(self, window: int | None, n_places: int) -> list[Block]:
-        """Return which queries meet which keys in layers of this window."""
+        """Return which queries meet which keys in layers of this window, in the order of the rows."""
         if (window, n_places) not in self._plans:
-            make = self._flat_blocks if self.cache is None else self._cached_blocks
-            self._plans[window, n_places] = [
-                block for segment in self.layout.segments if segment.slot >= 0 for block in make(segment, window, n_places)
-            ]
+            segments, blocks = self.layout.segments, []
+            if self.cache is None:
+                together = segments[:1] if self.layout.n_rows > 1 else segments
+                for segment in together:
+                    blocks += self._flat_blocks(segment, window) if segment.slot >= 0 else []
+            elif self.layout.n_rows > 1:
+                blocks = [self._cached_block(segments, window, n_places)]
+            else:
+                blocks = [self._cached_block((s,), window, n_places) for s in segments if s.slot >= 0]
+            self._plans[window, n_places] = blocks
         return self._plans[window, n_places]
 
-    def _flat_blocks(self, segment: Segment, window: int | None, n_places: int) -> list[Block]:
-        """Plan a document whose keys are all in this pass."""
+    def _flat_blocks(self, segment: Segment, window: int | None) -> list[Block]:
+        """Plan tokens whose keys are all in this pass: one document, or all rows at once."""
         one_way = self.layout.direction == "causal" and self.layout.spans is None
         blocks = []
         for start in range(segment.start, segment.stop, QUERIES_PER_BLOCK):
             stop = min(start + QUERIES_PER_BLOCK, segment.stop)
             first = segment.start if window is None or not one_way else max(segment.start, start - window + 1)
-            rows, keys = slice(start, stop), slice(first, stop if one_way else segment.stop)
-            mask = None if keys.stop - keys.start == 1 else self._mask(rows, self._facts(keys), window)
-            blocks.append(Block(rows, 0, keys, mask))
+            queries, keys = slice(start, stop), slice(first, stop if one_way else segment.stop)
+            mask = None
+            if keys.stop - keys.start > 1:
+                mask = self._mask(self._facts(queries), self._facts(keys), window)
+            blocks.append(Block(queries, slice(0, self.layout.n_rows), keys, mask))
         return blocks
 
-    def _cached_blocks(self, segment: Segment, window: int | None, n_places: int) -> list[Block]:
-        """Plan a document whose earlier keys lie in the cache."""
-        length = segment.position + segment.n_tokens
-        rows, device = slice(segment.start, segment.stop), self.layout.positions.device
-        wraps = length > n_places
-        first = 0 if wraps or window is None else max(0, segment.position - window + 1)
+    def _cached_block(self, segments: Sequence[Segment], window: int | None, n_places: int) -> Block:
+        """Plan a document, or equal rows of them, whose earlier keys lie in the cache."""
+        head = segments[0]
+        queries = slice(head.start, head.stop) if self.layout.n_rows == 1 else slice(0, head.n_tokens)
+        slots = slice(head.slot, head.slot + len(segments))
+        length = max(s.position + s.n_tokens for s in segments)
+        first = 0
+        if window is not None and length <= n_places:
+            first = max(0, min(s.position for s in segments) - window + 1)
         keys = slice(first, min(length, n_places))
-        if segment.n_tokens == 1 and not wraps:
-            return [Block(rows, segment.slot, keys, None)]
-        positions = held_positions(length, n_places, device)[keys]
+        if len(segments) == 1 and head.n_tokens == 1 and length <= n_places:
+            return Block(queries, slots, keys, None)
+        device = self.layout.positions.device
+        held = torch.stack([held_positions(s.position + s.n_tokens, n_places, device)[keys] for s in segments])
+        documents = torch.arange(slots.start, slots.stop, device=device)[:, None].expand_as(held)
+        facts = self._facts(queries)
         spans = None
-        if self.layout.spans is not None:
-            spans = torch.full((n_places,), -1, dtype=torch.long, device=device)
-            spans[self.layout.positions[rows] % n_places] = self.layout.spans[rows]
-            spans = spans[keys]
-        documents = torch.full_like(positions, segment.slot)
-        return [Block(rows, segment.slot, keys, self._mask(rows, (documents, positions, spans), window))]
+        if facts[2] is not None:
+            spans = torch.full((len(segments), n_places), -1, dtype=torch.long, device=device)
+            spans = spans.scatter(1, facts[1] % n_places, facts[2])[:, keys]
+        return Block(queries, slots, keys, self._mask(facts, (documents, held, spans), window))
 
-    def _facts(self, rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _facts(self, tokens: slice) -> Facts:
+        """Return document, position and span of some tokens of each row."""
         layout = self.layout
-        return layout.documents[rows], layout.positions[rows], None if layout.spans is None else layout.spans[rows]
+        documents, positions = (
+            x.unflatten(0, (layout.n_rows, -1))[:, tokens] for x in (layout.documents, layout.positions)
+        )
+        spans = None if layout.spans is None else layout.spans.unflatten(0, (layout.n_rows, -1))[:, tokens]
+        return documents, positions, spans
 
-    def _mask(
-        self, rows: slice, keys: tuple[Tensor, Tensor, Tensor | None], window: int | None
-    ) -> Bool[Tensor, "T S"]:
-        return visible(self._facts(rows), keys, window=window, direction=self.layout.direction)
+    def _mask(self, queries: Facts, keys: Facts, window: int | None) -> Bool[Tensor, "B T S"]:
+        return visible(queries, keys, window=window, direction=self.layout.direction)
 
 
 class Attention(nn.Module):
@@ -146,18 +170,16 @@ class Attention(nn.Module):
 
     def _read(self, q: Float[Tensor, "T N H"], step: Pass) -> Float[Tensor, "T N H"]:
         """Return the values each query collects, block by block of the plan."""
+        spec, rows = self.spec, q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
         keys, values = step.kept(self.source)
-        outputs, row = [], 0
-        for block in step.plan(self.spec.window, keys.shape[2]):
-            if block.rows.start > row:  # filler tokens in between see nothing
-                outputs.append(q.new_zeros(block.rows.start - row, *q.shape[1:]))
-            k, v = keys[block.slot][:, block.keys], values[block.slot][:, block.keys]
-            outputs.append(
-                ops.attention(
-                    q[block.rows], k, v, block.mask, scale=self.spec.attn_scale, cap=self.spec.attn_softcap
-                )
-            )
-            row = block.rows.stop
-        if row < q.shape[0]:
-            outputs.append(q.new_zeros(q.shape[0] - row, *q.shape[1:]))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        outputs, done = [], 0
+        for block in step.plan(spec.window, keys.shape[2]):
+            if block.queries.start > done:  # filler tokens in between see nothing
+                outputs.append(torch.zeros_like(rows[:, done : block.queries.start]))
+            k, v = keys[block.slots, :, block.keys], values[block.slots, :, block.keys]
+            queries = rows[:, block.queries]
+            outputs.append(ops.attention(queries, k, v, block.mask, scale=spec.attn_scale, cap=spec.attn_softcap))
+            done = block.queries.stop
+        if done < rows.shape[1]:
+            outputs.append(torch.zeros_like(rows[:, done:]))
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)

@@ -94,7 +94,9 @@ class KVCache:
         """
         length, furthest = int(self.lengths[slot]), int(self._furthest[slot])
         if not 0 <= n_tokens <= length:
-            raise CacheError(f"rollback must lie within the {length} tokens of slot {slot}; got {n_tokens}. Clear it instead.")
+            raise CacheError(
+                f"rollback must lie within the {length} tokens of slot {slot}; got {n_tokens}. Clear it instead."
+            )
         target = length - n_tokens
         if target == 0:
             return self.clear(slot)

@@ -41,6 +41,8 @@ class Layout:
             A negative document is filler: it sees nothing and nobody sees it.
         positions: Absolute position within the document, from 0.
         segments: The same facts as plain numbers, one entry per run of consecutive tokens.
+        n_rows: Above 1, the axis is that many rows of equal length, and attention never crosses from
+            row to row, so that all rows are computed at once. Row r is segment r.
         spans: Tokens of one document with the same span number (>= 0) see each other in both
             directions, as the tokens of an image do; -1 belongs to no span. None means no spans.
         adapters: Which low-rank delta each row uses, -1 for none; None lets every row use number 0.
@@ -50,6 +52,7 @@ class Layout:
     documents: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
     segments: tuple[Segment, ...]
+    n_rows: int = 1
     spans: Int[Tensor, " T"] | None = None
     adapters: Int[Tensor, " T"] | None = None
     direction: Direction = "causal"
@@ -90,7 +93,19 @@ class Layout:
             return cls(documents, positions, tuple(segments))
         documents = torch.tensor(slots).repeat_interleave(torch.tensor(lengths))
         positions = torch.cat([torch.arange(s.position, s.position + s.n_tokens) for s in segments])
-        return cls(documents.to(device), positions.to(device), tuple(segments))
+        return cls(documents.to(device), positions.to(device), tuple(segments), n_rows=_equal_rows(segments))
+
+    @classmethod
+    def rows(cls, documents: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> "Layout":
+        """Lay out rows of equal length, each packed with documents of its own: a training batch.
+
+        Args:
+            documents: Document of each token, told apart within a row; negative for filler.
+            positions: Place within the document, counting up by one along the row.
+        """
+        n_rows, length = documents.shape
+        segments = tuple(Segment(r * length, (r + 1) * length, r, 0) for r in range(n_rows))
+        return cls(documents.reshape(-1), positions.reshape(-1), segments, n_rows=n_rows)
 
     @property
     def n_tokens(self) -> int:
@@ -100,7 +115,8 @@ class Layout:
     def part(self, rows: Int[Tensor, " R"], segments: tuple[Segment, ...]) -> "Layout":
         """Return the layout of some rows, whose segments the caller has worked out."""
         pick = {name: None if (x := getattr(self, name)) is None else x[rows] for name in ("spans", "adapters")}
-        return Layout(self.documents[rows], self.positions[rows], segments, direction=self.direction, **pick)
+        n_rows = _equal_rows(segments)
+        return Layout(self.documents[rows], self.positions[rows], segments, n_rows, direction=self.direction, **pick)
 
     def chunks(self, size: int) -> list[tuple[Int[Tensor, " R"], "Layout"]]:
         """Cut every document into pieces of at most `size` tokens, to be run one after the other.
@@ -122,13 +138,20 @@ class Layout:
         return passes
 
 
+def _equal_rows(segments: Sequence[Segment]) -> int:
+    """Return how many equal rows of consecutive slots the segments form, 1 if they do not."""
+    first = segments[0]
+    equal = all(s.n_tokens == first.n_tokens and s.slot == first.slot + i for i, s in enumerate(segments))
+    return len(segments) if equal and first.slot >= 0 else 1
+
+
 def visible(
-    queries: tuple[Int[Tensor, " T"], Int[Tensor, " T"], Int[Tensor, " T"] | None],
-    keys: tuple[Int[Tensor, " S"], Int[Tensor, " S"], Int[Tensor, " S"] | None],
+    queries: tuple[Int[Tensor, "*B T"], Int[Tensor, "*B T"], Int[Tensor, "*B T"] | None],
+    keys: tuple[Int[Tensor, "*B S"], Int[Tensor, "*B S"], Int[Tensor, "*B S"] | None],
     *,
     window: int | None,
     direction: Direction = "causal",
-) -> Bool[Tensor, "T S"]:
+) -> Bool[Tensor, "*B T S"]:
     """Mark the keys each query may see: the one rule of attention.
 
     Key j is visible to query i of the same document when j <= i, or when both lie in one span, or
@@ -144,14 +167,14 @@ def visible(
     arXiv:2503.19786, section 2 (images see themselves both ways).
     """
     (q_doc, q_pos, q_span), (k_doc, k_pos, k_span) = queries, keys
-    distance = q_pos[:, None] - k_pos[None, :]
-    same = (q_doc[:, None] == k_doc[None, :]) & (q_doc >= 0)[:, None] & (k_pos >= 0)[None, :]
+    distance = q_pos[..., :, None] - k_pos[..., None, :]
+    same = (q_doc[..., :, None] == k_doc[..., None, :]) & (q_doc >= 0)[..., :, None] & (k_pos >= 0)[..., None, :]
     if direction == "bidirectional":
         ahead = torch.ones_like(same)
     else:
         ahead = distance >= 0
         if q_span is not None and k_span is not None:
-            ahead = ahead | ((q_span[:, None] == k_span[None, :]) & (q_span >= 0)[:, None])
+            ahead = ahead | ((q_span[..., :, None] == k_span[..., None, :]) & (q_span >= 0)[..., :, None])
     seen = same & ahead
     if window is not None:
         seen = seen & (distance < window)

@@ -7,7 +7,6 @@ Precision, as the published reference code has it: norms in float32 with the wei
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +15,21 @@ from torch import Tensor
 
 from gemsmith.kernels import blocked_attention
 
-_only_plain: ContextVar[bool] = ContextVar("only_plain", default=False)
+_only_plain = False
 
 
 @contextmanager
 def plain_only() -> Iterator[None]:
-    """Run everything inside with the plain functions, to compare the faster ones with."""
-    token = _only_plain.set(True)
+    """Run everything inside with the plain functions, to compare the faster ones with.
+
+    The switch is one for the whole process: torch.compile can look at it, threads share it.
+    """
+    global _only_plain
+    before, _only_plain = _only_plain, True
     try:
         yield
     finally:
-        _only_plain.reset(token)
+        _only_plain = before
 
 
 def linear(x: Float[Tensor, "T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "T d_out"]:
@@ -90,14 +93,14 @@ def embedding_scale(d_model: int, dtype: torch.dtype) -> float:
 
 
 def plain_attention(
-    q: Float[Tensor, "T N H"],
-    k: Float[Tensor, "K S H"],
-    v: Float[Tensor, "K S H"],
-    mask: Bool[Tensor, "T S"] | None,
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B K S H"],
+    v: Float[Tensor, "B K S H"],
+    mask: Bool[Tensor, "B T S"] | None,
     *,
     scale: float,
     cap: float | None,
-) -> Float[Tensor, "T N H"]:
+) -> Float[Tensor, "B T N H"]:
     """Return softmax(cap * tanh(q.k * scale / cap)) v over the keys each query may see.
 
     Query heads share key heads in groups of N / K. The cap comes before the mask: capping -inf
@@ -106,28 +109,28 @@ def plain_attention(
     Args:
         mask: True where a query may attend; None where every query sees every key.
     """
-    n_groups = q.shape[1] // k.shape[0]
-    keys, values = (x.repeat_interleave(n_groups, dim=0) for x in (k, v))
-    scores = torch.einsum("tnh,nsh->nts", q, keys).float() * scale
+    n_groups = q.shape[2] // k.shape[1]
+    keys, values = (x.repeat_interleave(n_groups, dim=1) for x in (k, v))
+    scores = torch.einsum("btnh,bnsh->bnts", q, keys).float() * scale
     scores = softcap(scores, cap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        scores = scores.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
     weights = torch.softmax(scores, dim=-1)
     if mask is not None:
-        weights = weights.masked_fill(~mask, 0.0)
-    return torch.einsum("nts,nsh->tnh", weights.to(v.dtype), values)
+        weights = weights.masked_fill(~mask[:, None], 0.0)
+    return torch.einsum("bnts,bnsh->btnh", weights.to(v.dtype), values)
 
 
 def attention(
-    q: Float[Tensor, "T N H"],
-    k: Float[Tensor, "K S H"],
-    v: Float[Tensor, "K S H"],
-    mask: Bool[Tensor, "T S"] | None,
+    q: Float[Tensor, "B T N H"],
+    k: Float[Tensor, "B K S H"],
+    v: Float[Tensor, "B K S H"],
+    mask: Bool[Tensor, "B T S"] | None,
     *,
     scale: float,
     cap: float | None,
-) -> Float[Tensor, "T N H"]:
+) -> Float[Tensor, "B T N H"]:
     """Return what plain_attention returns, by the fastest way there is for these tensors."""
-    if _only_plain.get():
+    if _only_plain:
         return plain_attention(q, k, v, mask, scale=scale, cap=cap)
     return blocked_attention.attention(q, k, v, mask, scale=scale, cap=cap)

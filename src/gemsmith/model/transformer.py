@@ -111,7 +111,7 @@ class Transformer(nn.Module):
         return out
 
     def _run(self, x: Float[Tensor, "T D"], layout: Layout, cache: KVCache | None) -> Float[Tensor, "T D"]:
-        step = Pass(self.config, layout, cache)
+        step = Pass(layout, cache)
         for layer in self.layers:
             x = layer(x, step)
         return self.norm(x)
