@@ -31,11 +31,6 @@ def say(text: str, *, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)
 
 
-def gigabytes(n_bytes: float) -> str:
-    """Write a size the way disks and memory are sold: 5.2 GB, 24 MB."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
-
-
 def table(rows: list[tuple[str, ...]]) -> str:
     """Lay rows out in columns as wide as their widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []

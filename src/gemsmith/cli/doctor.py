@@ -10,12 +10,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gemsmith.cli.console import gigabytes, table, write, write_json
-from gemsmith.cli.machine import Cpu, Memory, loaded_openmp_runtimes, read_cpu, read_memory
+from gemsmith.cli.console import table, write, write_json
+from gemsmith.cli.machine import Cpu, loaded_openmp_runtimes, memory_limit, read_cpu, total_memory
 from gemsmith.config import ARCHITECTURES, preset
+from gemsmith.weights.memory import available_bytes, in_gb, needed_bytes
 
-# Weights are read once per token; this much beside them serves the cache, activations and the system.
-MEMORY_HEADROOM = 1.2
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory in bytes; `limit` is what a container grants, None without one."""
+
+    total: int
+    available: int
+    limit: int | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def examine() -> Machine:
         python=platform.python_version(),
         torch=version("torch"),
         cpu=read_cpu(),
-        memory=read_memory(),
+        memory=Memory(total_memory(), available_bytes(), memory_limit()),
         n_threads=torch.get_num_threads(),
         accelerators=_accelerators(),
         has_nvidia_driver=shutil.which("nvidia-smi") is not None,
@@ -99,7 +106,7 @@ def describe(machine: Machine) -> list[tuple[str, str]]:
     """Return the machine as rows of name and words."""
     cpu, memory = machine.cpu, machine.memory
     present = [name for name, has in cpu.features.items() if has]
-    limit = f", a container grants {gigabytes(memory.limit)}" if memory.limit else ""
+    limit = f", a container grants {in_gb(memory.limit)}" if memory.limit else ""
     quota = f", a container grants {cpu.quota:g}" if cpu.quota else ""
     gpus = [f"{gpu.name} ({gpu.device})" + _memory_words(gpu.memory_bytes) for gpu in machine.accelerators]
     return [
@@ -108,9 +115,9 @@ def describe(machine: Machine) -> list[tuple[str, str]]:
         ("processor", cpu.model),
         ("features", ", ".join(present) or "none of those we look for"),
         ("cores", f"{cpu.n_cores}{quota}; torch computes with {machine.n_threads} threads"),
-        ("memory", f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available{limit}"),
+        ("memory", f"{in_gb(memory.total)}, {in_gb(memory.available)} available{limit}"),
         ("GPU", "; ".join(gpus) or "none that torch can use"),
-        ("disk", f"{gigabytes(machine.disk_free)} free in {machine.model_folder}"),
+        ("disk", f"{in_gb(machine.disk_free)} free in {machine.model_folder}"),
         ("hub token", "present" if machine.has_hub_token else "none (needed for gated models: hf auth login)"),
         ("OpenMP", f"{len(machine.openmp)} loaded: {', '.join(machine.openmp) or 'none'}"),
         ("fits in bfloat16", ", ".join(fitting_models(machine)) or "only pebble, the model in the box"),
@@ -146,7 +153,7 @@ def advise(machine: Machine) -> list[str]:
         advice.append("More than half of the memory is taken: close other programs before loading a larger model.")
     if machine.memory.limit is not None:
         advice.append(
-            f"A container grants {gigabytes(machine.memory.limit)} of {gigabytes(machine.memory.total)}: "
+            f"A container grants {in_gb(machine.memory.limit)} of {in_gb(machine.memory.total)}: "
             "raise its limit for larger models."
         )
     return advice
@@ -155,7 +162,7 @@ def advise(machine: Machine) -> list[str]:
 def fitting_models(machine: Machine) -> list[str]:
     """Return the members of the family whose bfloat16 weights fit into what is free now."""
     room = max([machine.memory.available, *(gpu.memory_bytes or 0 for gpu in machine.accelerators)])
-    return [name for name in ARCHITECTURES if preset(name).n_params * 2 * MEMORY_HEADROOM <= room]
+    return [name for name in ARCHITECTURES if needed_bytes(preset(name), "bfloat16") <= room]
 
 
 def _system() -> str:
@@ -181,4 +188,4 @@ def _accelerators() -> tuple[Accelerator, ...]:
 
 
 def _memory_words(n_bytes: int | None) -> str:
-    return "" if n_bytes is None else f", {gigabytes(n_bytes)}"
+    return "" if n_bytes is None else f", {in_gb(n_bytes)}"

@@ -38,15 +38,6 @@ class Cpu:
     quota: float | None
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Main memory in bytes; `limit` is what a container grants, None without one."""
-
-    total: int
-    available: int
-    limit: int | None
-
-
 def read_cpu(root: Path = Path("/")) -> Cpu:
     """Return the processor of this machine, or of the one whose /proc and /sys lie under `root`."""
     if sys.platform == "darwin":
@@ -63,20 +54,15 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
     return Cpu(model, features, _n_cores(), _cpu_quota(root))
 
 
-def read_memory(root: Path = Path("/")) -> Memory:
-    """Return the memory of this machine, or of the one whose /proc and /sys lie under `root`."""
-    if sys.platform == "darwin":
-        total = int(_sysctl_listing().get("hw.memsize", "0"))
-        return Memory(total, total, None)
-    fields = {key: int(value.split()[0]) * 1024 for key, value in _fields(_text(root / "proc/meminfo")).items()}
-    total = fields.get("memtotal", 0)
-    available = fields.get("memavailable", total)
+def total_memory() -> int:
+    """Return the bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the bytes a container grants, None where that is no less than the machine has."""
     limits = [int(text) for text in _cgroup_texts(root, "memory.max", "memory.limit_in_bytes") if text.isdigit()]
-    limit = min((value for value in limits if value < total), default=None)
-    if limit is not None:
-        used = next((int(t) for t in _cgroup_texts(root, "memory.current", "memory.usage_in_bytes") if t.isdigit()), 0)
-        available = min(available, max(limit - used, 0))
-    return Memory(total, available, limit)
+    return min((limit for limit in limits if limit < total_memory()), default=None)
 
 
 def loaded_openmp_runtimes(root: Path = Path("/")) -> list[str]:

@@ -42,11 +42,12 @@ def read_bytes(path: Path) -> bytes:
         raise PromptError(f"file must be readable; got {str(path)!r}: {error.strerror}. Check its name.") from error
 
 
-def decode_utf8(data: bytes, *, source: str) -> str:
+def decode_utf8(data: bytes, *, source: str, offset: int = 0) -> str:
     """Return the text of `data`.
 
     Args:
         source: Where the bytes came from, for the message.
+        offset: How many bytes of the source went before.
 
     Raises:
         PromptError: A byte is not UTF-8; its offset is named.
@@ -56,7 +57,7 @@ def decode_utf8(data: bytes, *, source: str) -> str:
     except UnicodeDecodeError as error:
         byte = data[error.start : error.start + 1]
         raise PromptError(
-            f"text must be UTF-8; got byte {byte!r} at offset {error.start} of {source}. "
+            f"text must be UTF-8; got byte {byte!r} at offset {offset + error.start} of {source}. "
             "Convert it first, for instance with iconv -f latin1 -t utf-8."
         ) from error
 
