@@ -147,5 +147,5 @@ def _merge(turns: Sequence[Turn]) -> list[tuple[str, str]]:
     merged = []
     for role, group in groupby(turns, key=lambda turn: turn.role):
         texts = [turn.text if role == "system" else turn.text.strip() for turn in group]
-        merged.append((role, _BREAK.join(texts)))
+        merged.append((role, _BREAK.join(filter(None, texts))))
     return merged

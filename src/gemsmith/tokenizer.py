@@ -21,8 +21,8 @@ import sentencepiece
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import StorageError, TokenizerError
-from gemsmith.tokenizer_json import TokenizerJson
-from gemsmith.vocabulary import BYTE, CONTROL, NORMAL, SPACE, USER_DEFINED, Piece, Vocabulary, spells
+from gemsmith.vocabulary.model_file import BYTE, CONTROL, NORMAL, SPACE, USER_DEFINED, Piece, Vocabulary, spells
+from gemsmith.vocabulary.tokenizer_json import TokenizerJson
 
 _T = TypeVar("_T")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemsmith.errors import TokenizerError
-from gemsmith.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Piece, Vocabulary
+from gemsmith.vocabulary.model_file import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Piece, Vocabulary
 
 _KINDS = {"<pad>": CONTROL, "<eos>": CONTROL, "<bos>": CONTROL, "<unk>": UNKNOWN}
 _TO_SPACE_MARK = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
