@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gemsmith.config import NORM_LAYOUTS, LayerSpec, ModelConfig
 
-QUERIES_PER_SLICE = 128  # below it the matrix products lose speed, above it more hidden keys are computed
+QUERIES_PER_SLICE = 256  # below it matrix products lose speed, above it more hidden keys are computed
 
 
 def hidden_rows(

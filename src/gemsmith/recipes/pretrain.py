@@ -1,0 +1,205 @@
+"""Pretrain a network from texts: vocabulary, shards, training, and the folder that is shipped."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemsmith.config import ModelConfig
+from gemsmith.data.mixture import Batch, Mixture
+from gemsmith.data.shards import Shard, build_shard, cached_shard
+from gemsmith.data.sources import Source, sample_texts, source_documents
+from gemsmith.data.tokenize import tokenize
+from gemsmith.errors import DataError, TrainingError
+from gemsmith.model.rows import hidden_rows
+from gemsmith.model.transformer import Transformer
+from gemsmith.recipes.recipe import Recipe, read_recipe
+from gemsmith.tokenizer import Tokenizer, train_tokenizer
+from gemsmith.train import loss
+from gemsmith.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from gemsmith.train.initial import initial_weights
+from gemsmith.train.loop import Budget, LossFn, StepReport, TrainState, fit
+from gemsmith.train.optimizer import build_optimizers
+from gemsmith.weights.folder import save_folder
+
+_LOG_EVERY = 10  # steps
+_SAVE_EVERY = 300.0  # seconds of wall time
+_FAMILY = "gemma2"
+
+
+def run(
+    recipe_path: Path,
+    *,
+    data_dir: Path,
+    out: Path,
+    minutes: float | None = None,
+    steps: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    is_compiled: bool = True,
+) -> Path:
+    """Train a recipe in the run folder `out` and return the model folder; a run begun there goes on.
+
+    A number written into the file `out`/minutes replaces `minutes` while the run goes on: a smaller
+    one ends it sooner, with its rate brought down to nothing all the same.
+
+    Args:
+        data_dir: Folder the recipe's paths start from.
+        minutes: Time in training steps; pauses of the process do not count.
+        steps: Length in steps, instead of minutes.
+
+    Raises:
+        TrainingError: Neither or both of minutes and steps are given, or they are not above 0.
+        DataError: The recipe or its data cannot be used.
+    """
+    budget = _budget(minutes, steps)
+    recipe = read_recipe(recipe_path)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _vocabulary(recipe, data_dir, out)
+    mixture = build_mixture(recipe, tokenizer, data_dir, out / "shards")
+    config = recipe.model.config(tokenizer.vocab_size)
+    weights = initial_weights(config, seed=recipe.batch.seed)
+    state = TrainState(weights, dict(build_optimizers(weights, recipe.optimizer)))
+    identity = {"recipe": _digest(asdict(recipe)), "data": _digest({n: s.n_tokens for n, s in mixture.shards.items()})}
+    if found := checkpoints(out):
+        load_checkpoint(found[-1], state, identity=identity)
+    spec = loss.LossSpec(config.final_softcap, recipe.optimizer.z_weight)
+    watchers = [
+        _Log(out / "log.jsonl", config.n_params),
+        _Saver(out, identity),
+        partial(_read_minutes, path=out / "minutes", budget=budget),
+    ]
+    loss_fn = network_loss(config, spec, dtype=dtype, is_compiled=is_compiled)
+    fit(state, partial(_next_batches, mixture, recipe), loss_fn, spec=recipe.optimizer, budget=budget, watchers=watchers)
+    save_checkpoint(out, state, identity=identity)
+    return export(config, state.weights, tokenizer, out / "model")
+
+
+def network_loss(
+    config: ModelConfig, spec: loss.LossSpec, *, dtype: torch.dtype = torch.float32, is_compiled: bool = False
+) -> LossFn:
+    """Return the function (weights, batch) -> summed loss of a network of this configuration."""
+    forward: Callable[..., Tensor] = partial(hidden_rows, config=config, dtype=dtype)
+    if is_compiled:
+        forward = torch.compile(forward, dynamic=False)
+    chunked = partial(loss.chunked_loss, spec=spec, is_compiled=is_compiled)
+
+    def summed_loss(weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        hidden = forward(weights, batch.token_ids, documents=batch.documents, positions=batch.positions)
+        head, targets = weights["embed_tokens.weight"], batch.targets.flatten()
+        return chunked(hidden.flatten(0, 1), head, targets, loss_mask=batch.loss_mask.flatten())
+
+    return summed_loss  # pyright: ignore[reportReturnType]
+
+
+def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: Path) -> Mixture:
+    """Tokenize every source once, into `folder`, and mix them."""
+    shards: dict[str, Shard] = {}
+    vocabulary = hashlib.sha256(b"".join(tokenizer.piece(i).encode() for i in range(tokenizer.vocab_size))).hexdigest()
+    for source in recipe.sources:
+        stamp = {"source": _digest({k: v for k, v in asdict(source).items() if "share" not in k}), "by": vocabulary}
+        build = partial(_build_source, source, tokenizer, data_dir)
+        shards[source.name] = cached_shard(folder, source.name, stamp, build)
+    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+    breaks = np.array([bool(piece) and not piece.strip("\n") for piece in pieces])
+    return Mixture(
+        recipe.sources, shards, breaks, recipe.batch.seed, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id
+    )
+
+
+def export(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path) -> Path:
+    """Write the model folder, in bfloat16."""
+    network = Transformer(config, dtype=torch.bfloat16)
+    network.load_state_dict({name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()})
+    save_folder(folder, network, tokenizer=tokenizer)
+    return folder
+
+
+def _build_source(source: Source, tokenizer: Tokenizer, data_dir: Path) -> Shard:
+    documents = list(source_documents(source, data_dir))
+    is_chat = any(document.turns for document in documents)
+    return build_shard((tokenize(d, tokenizer, family=_FAMILY) for d in documents), is_chat=is_chat)
+
+
+def _vocabulary(recipe: Recipe, data_dir: Path, out: Path) -> Tokenizer:
+    """Return the run's vocabulary, learning it first where there is none."""
+    folder = out / "vocabulary"
+    if not (folder / "tokenizer.model").is_file():
+        texts = sample_texts(list(recipe.sources), data_dir, megabytes=recipe.vocabulary.sample_megabytes)
+        tokenizer = train_tokenizer(texts, vocab_size=recipe.vocabulary.size)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+    return Tokenizer.load(folder)
+
+
+def _next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress: float) -> Sequence[Batch]:
+    """Return the batch of the next step; the last part of a run begins once and then stays."""
+    batch = recipe.batch
+    if state.late_step is None and progress >= 1.0 - batch.late_share:
+        state.late_step = state.step
+    is_late = state.late_step is not None
+    stage = mixture.stage(row=batch.late_row if is_late else batch.row, is_late=is_late)
+    n_rows = batch.tokens // stage.row
+    return [mixture.batch(stage, (state.step - (state.late_step or 0)) * n_rows, n_rows)]
+
+
+def _budget(minutes: float | None, steps: int | None) -> Budget:
+    if (minutes is None) == (steps is None) or not (minutes or steps or 0) > 0:
+        raise TrainingError(
+            f"a run must have a length in minutes or in steps, above 0; got {minutes!r} and {steps!r}. Give one."
+        )
+    return Budget(steps, None if minutes is None else minutes * 60)
+
+
+def _read_minutes(state: TrainState, report: StepReport, *, path: Path, budget: Budget) -> None:
+    if report.step % _LOG_EVERY == 0 and budget.seconds is not None and path.is_file():
+        try:
+            budget.seconds = float(path.read_text()) * 60
+        except ValueError as error:
+            raise DataError(f"file 'minutes' must hold a number; got {error}. Write one such as 60.") from error
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class _Log:
+    """Append a line of JSON every few steps."""
+
+    def __init__(self, path: Path, n_params: int) -> None:
+        self.path, self.n_params, self.losses, self.seen = path, n_params, [], (0, perf_counter())
+
+    def __call__(self, state: TrainState, report: StepReport) -> None:
+        self.losses.append(report.nll)
+        if report.step % _LOG_EVERY:
+            return
+        n_tokens, since = self.seen
+        self.seen = (report.n_tokens, perf_counter())
+        row = {
+            **asdict(report),
+            "nll": sum(self.losses) / len(self.losses),
+            "seconds": round(state.seconds, 1),
+            "tokens_per_s": round((report.n_tokens - n_tokens) / (self.seen[1] - since)) if n_tokens else None,
+            "is_late": state.late_step is not None,
+        }
+        self.losses = []
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class _Saver:
+    """Write a checkpoint every few minutes."""
+
+    def __init__(self, out: Path, identity: dict[str, str]) -> None:
+        self.out, self.identity, self.last = out, identity, perf_counter()
+
+    def __call__(self, state: TrainState, report: StepReport) -> None:
+        if perf_counter() - self.last > _SAVE_EVERY:
+            save_checkpoint(self.out, state, identity=self.identity)
+            self.last = perf_counter()
