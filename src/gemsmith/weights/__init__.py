@@ -1,0 +1,1 @@
+"""Files and parameters: reading, writing, fetching and finding models."""

@@ -1,0 +1,225 @@
+"""A model folder -> a network. Everything is checked by the headers before anything is allocated."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gemsmith.config import ModelConfig
+from gemsmith.errors import CheckpointError, ConfigError
+from gemsmith.model.transformer import Transformer
+from gemsmith.weights.generation import read_generation_config
+from gemsmith.weights.header import WEIGHT_DTYPES, Entry
+from gemsmith.weights.json_file import read_json
+from gemsmith.weights.manifest import Manifest, check_manifest
+from gemsmith.weights.memory import check_fits
+from gemsmith.weights.names import EMBEDDING, HEAD, parameter_name
+from gemsmith.weights.save import save_folder
+from gemsmith.weights.tensors import find_tensors
+from gemsmith.weights.wire import parse_config
+
+__all__ = ["LoadReport", "LoadedNetwork", "load_network", "read_config", "save_folder"]
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was done to load a network.
+
+    Attributes:
+        dtype: Of its parameters.
+        n_bytes: Length of its tensors in the files.
+        is_mapped: The parameters are views of the mapped files; memory holds what was touched only.
+        skipped: Tensors passed over by name: image and audio towers, stored rotary tables, a tied head.
+        cast: Tensors whose dtype in the file was another one.
+        manifest: None for a folder published without one.
+    """
+
+    folder: Path
+    dtype: str
+    n_bytes: int
+    is_mapped: bool
+    skipped: tuple[str, ...]
+    cast: tuple[str, ...]
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its configuration, and how it was loaded."""
+
+    network: Transformer
+    config: ModelConfig
+    report: LoadReport
+
+
+def read_config(folder: Path, *, allow_config_keys: Collection[str] = ()) -> ModelConfig:
+    """Return the configuration of a model folder; ids that end a text come from both its config files.
+
+    Raises:
+        CheckpointError: The folder has no readable config.json.
+        ConfigError: The configuration cannot be computed by this network, or has an unknown key.
+    """
+    path = folder / CONFIG_FILE
+    config = parse_config(read_json(path), allow_config_keys=allow_config_keys, source=str(path))
+    more = [
+        token_id for token_id in read_generation_config(folder).get("eos_ids", ()) if token_id not in config.eos_ids
+    ]
+    return config.replace(eos_ids=(*config.eos_ids, *more))
+
+
+def load_network(
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str = "cpu",
+    allow_config_keys: Collection[str] = (),
+) -> LoadedNetwork:
+    """Return the network a Hugging Face folder holds.
+
+    On a CPU, in the dtype of the file, parameters are views of the mapped file: loading reads the
+    headers only, and memory fills as layers are used.
+
+    Args:
+        dtype: Of the parameters; None keeps the file's (its most frequent one, by bytes).
+        allow_config_keys: Keys of config.json to pass over although they could change the numbers.
+
+    Raises:
+        CheckpointError: A file is damaged, or a tensor is missing, doubled, misshapen or unexplained.
+        ConfigError: The configuration or `dtype` is not one this network has.
+        MemoryLimitError: The model does not fit; the dtype that would is named.
+    """
+    folder = Path(folder).expanduser()
+    entries = find_tensors(folder)
+    config = read_config(folder, allow_config_keys=allow_config_keys)
+    network = Transformer(config, device="meta")
+    matched, skipped = _match(entries, network, folder)
+    target = _target_dtype(dtype, matched)
+    check_fits(config, target, device=str(device), name=f"model {str(folder)!r}")
+    manifest = check_manifest(folder)
+    files = {entry.path: _map(entry.path) for entry in matched.values()}
+    head = matched.pop(HEAD, None)
+    if head is not None:
+        _check_tied(_view(head, files), _view(matched[EMBEDDING], files), head.name, folder)
+        skipped = (*skipped, head.name)
+    for name, entry in matched.items():
+        parent, _, leaf = name.rpartition(".")
+        tensor = _load(entry, files, dtype=getattr(torch, target), device=torch.device(device))
+        setattr(network.get_submodule(parent), leaf, nn.Parameter(tensor))
+    cast = tuple(entry.name for entry in matched.values() if WEIGHT_DTYPES[entry.dtype] != target)
+    report = LoadReport(
+        folder=folder,
+        dtype=target,
+        n_bytes=sum(entry.n_bytes for entry in matched.values()),
+        is_mapped=torch.device(device).type == "cpu" and len(cast) < len(matched),
+        skipped=skipped,
+        cast=cast,
+        manifest=manifest,
+    )
+    return LoadedNetwork(network.eval(), config, report)
+
+
+def _match(
+    entries: Mapping[str, Entry], network: Transformer, folder: Path
+) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """Return the tensor of every parameter (and of a stored head), and the names passed over."""
+    wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    # A stored head has the shape of the embedding, which it must equal.
+    shapes = {**wanted, HEAD: wanted[EMBEDDING]}
+    matched: dict[str, Entry] = {}
+    skipped = []
+    for entry in entries.values():
+        name = parameter_name(entry.name)
+        if name is None:
+            skipped.append(entry.name)
+            continue
+        if name not in shapes:
+            raise CheckpointError(
+                f"checkpoint must hold tensors of its configuration only; got the unexplained {entry.name!r} of shape "
+                f"{list(entry.shape)} in {str(folder)!r}. Do config.json and weights belong together?"
+            )
+        if name in matched:
+            raise CheckpointError(
+                f"each tensor must stand once in a checkpoint; got {entry.name!r} and {matched[name].name!r} in "
+                f"{str(folder)!r}. Remove one."
+            )
+        if entry.shape != shapes[name]:
+            raise CheckpointError(
+                f"tensor {entry.name!r} must have the shape {list(shapes[name])} of its configuration; got "
+                f"{list(entry.shape)} in {str(folder)!r}. Do config.json and weights belong together?"
+            )
+        if entry.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(
+                f"tensor {entry.name!r} must be of {', '.join(WEIGHT_DTYPES)}; got {entry.dtype} in {str(folder)!r}. "
+                "Quantised weights are not read by this version."
+            )
+        matched[name] = entry
+    missing = [name for name in wanted if name not in matched]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} has no tensor {missing[0]!r}; it holds {len(wanted) - len(missing)} of "
+            f"{len(wanted)}. Was the save interrupted?"
+        )
+    return matched, tuple(skipped)
+
+
+def _target_dtype(dtype: torch.dtype | str | None, matched: Mapping[str, Entry]) -> str:
+    if dtype is None:
+        bytes_of = dict.fromkeys(WEIGHT_DTYPES, 0)
+        for entry in matched.values():
+            bytes_of[entry.dtype] += entry.n_bytes
+        return WEIGHT_DTYPES[max(bytes_of, key=lambda name: bytes_of[name])]
+    name = str(dtype).removeprefix("torch.")
+    if name not in WEIGHT_DTYPES.values():
+        raise ConfigError(
+            f"dtype must be one of {', '.join(WEIGHT_DTYPES.values())}; got {name!r}. Choose one of them, "
+            "or None for the file's."
+        )
+    return name
+
+
+def _check_tied(head: Tensor, embedding: Tensor, name: str, folder: Path) -> None:
+    if head.dtype == embedding.dtype and torch.equal(head, embedding):
+        return
+    raise CheckpointError(
+        f"tensor {name!r} must equal the embedding, as every Gemma ties its output head; got other values in "
+        f"{str(folder)!r}. A model with a head of its own is not read by this version."
+    )
+
+
+def _load(entry: Entry, files: Mapping[Path, Tensor], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu" and _dtype(entry) == dtype:
+        return _view(entry, files)
+    # Read, not mapped: the pages of a mapping would stay resident beside the copy.
+    return _read(entry).to(device=device, dtype=dtype)
+
+
+def _map(path: Path) -> Tensor:
+    """Return a file's bytes, none of them read yet; writing changes private pages, never the file."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def _view(entry: Entry, files: Mapping[Path, Tensor]) -> Tensor:
+    flat = files[entry.path][entry.start : entry.start + entry.n_bytes]
+    is_aligned = entry.start % _dtype(entry).itemsize == 0
+    return (flat if is_aligned else flat.clone()).view(_dtype(entry)).view(entry.shape)
+
+
+def _read(entry: Entry) -> Tensor:
+    flat = torch.empty(entry.n_bytes, dtype=torch.uint8)
+    with entry.path.open("rb") as file:
+        file.seek(entry.start)
+        n_read = file.readinto(memoryview(flat.numpy()))  # pyright: ignore[reportArgumentType]
+    if n_read != entry.n_bytes:
+        raise CheckpointError(
+            f"tensor {entry.name!r} must hold {entry.n_bytes} bytes; got {n_read} in {str(entry.path)!r}. "
+            "Did the file change while it was read?"
+        )
+    return flat.view(_dtype(entry)).view(entry.shape)
+
+
+def _dtype(entry: Entry) -> torch.dtype:
+    return getattr(torch, WEIGHT_DTYPES[entry.dtype])
