@@ -196,10 +196,16 @@ def logprobs_of(logits: Float[Tensor, "B V"], token_ids: Int[Tensor, " B"]) -> F
     return logits.gather(1, token_ids[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def top_logprobs(logits: Float[Tensor, "B V"], n: int) -> tuple[Float[Tensor, "B n"], Int[Tensor, "B n"]]:
-    """Return the n largest natural-log probabilities of each row and their ids."""
+def top_logprobs(
+    logits: Float[Tensor, "B V"], n: int, *, n_pieces: int
+) -> tuple[Float[Tensor, "B n"], Int[Tensor, "B n"]]:
+    """Return the n largest natural-log probabilities of each row and their ids.
+
+    Args:
+        n_pieces: Rows of the head that belong to a piece; those above share the sum but are not shown.
+    """
     logits = logits.float()
-    values, token_ids = logits.topk(n)
+    values, token_ids = logits[:, :n_pieces].topk(n)
     return values - logits.logsumexp(-1, keepdim=True), token_ids
 
 

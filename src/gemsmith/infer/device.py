@@ -1,0 +1,66 @@
+"""Where a model computes, and in what numbers."""
+
+import torch
+
+from gemsmith.errors import ConfigError
+
+DEVICES = ("cpu", "cuda", "mps")
+# torch's names of CPU features that multiply bfloat16 in hardware, x86-64 and Arm.
+_BF16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """Return the device asked for, or the best of this machine: cuda, mps, cpu.
+
+    Raises:
+        ConfigError: torch has no such device here.
+    """
+    present = [name for name in DEVICES if _is_present(name)]
+    if device is None:
+        return torch.device("cuda" if "cuda" in present else present[-1])
+    kind, _, number = str(device).partition(":")
+    is_known = kind in present and (not number or number.isdecimal())
+    if not is_known or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"device must be one of {', '.join(present)} on this machine; got {str(device)!r}. "
+            "Leave it out for the best one."
+        )
+    return torch.device(device)
+
+
+def choose_dtype(dtype: torch.dtype | str | None, *, stored: str, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in.
+
+    Args:
+        stored: What most of the file is in.
+
+    Raises:
+        ConfigError: The dtype is none of float32 and bfloat16.
+    """
+    if dtype is None:
+        return torch.bfloat16 if stored == "bfloat16" and has_fast_bfloat16(device) else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    if name == "float16":
+        raise ConfigError(
+            "dtype must be float32 or bfloat16; got 'float16'. Gemma's residual stream outgrows float16, whose "
+            "largest number is 65,504, and the text turns to noise; use 'float32' where bfloat16 is missing."
+        )
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype must be float32 or bfloat16; got {name!r}. Leave it out for the best one.")
+    return getattr(torch, name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 itself; others emulate it, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in _BF16_FEATURES)
+
+
+def _is_present(name: str) -> bool:
+    if name == "cuda":
+        return torch.cuda.is_available()
+    return name == "cpu" or torch.backends.mps.is_available()
