@@ -1,10 +1,14 @@
-"""A `tokenizer.json` read as the SentencePiece vocabulary it was converted from.
+"""A `tokenizer.json` read as a SentencePiece vocabulary that gives the same ids.
 
 The tokenizers library merges the pair of neighbours that comes first in a list of pairs;
 SentencePiece merges the pair whose union has the best score. The two agree when every way to form a
 piece is listed, all of them together, so the place of a piece in the list can serve as its score.
 That is how Gemma's files are converted, and it is checked here; a list that says something else is
 refused. Text is cut at the added tokens first, which is what SentencePiece does at user-defined pieces.
+
+Two differences to the vocabulary it was converted from live in the file itself: runs of spaces are merged, not cut
+out, so one of 32 spaces and more may be divided differently; and Gemma 1 and 2 call the byte piece of
+the tab a tab.
 """
 
 import json
@@ -27,7 +31,8 @@ class TokenizerJson:
 
     Attributes:
         texts: Every piece in the order of ids, added tokens included.
-        added: Ids that are cut out of a text before anything else.
+        added: Ids that are cut out of a text before anything else. A token that holds the space mark
+            and is looked for before spaces are marked is never found, so it is not among them.
         merges: Pairs of pieces, the first to be merged first.
     """
 
@@ -41,7 +46,7 @@ class TokenizerJson:
         document = json.loads(data)
         _check_settings(document)
         ids = dict(document["model"]["vocab"])
-        ids.update((token["content"], token["id"]) for token in document["added_tokens"])
+        ids.update((token["content"].replace(" ", SPACE), token["id"]) for token in document["added_tokens"])
         texts = sorted(ids, key=ids.__getitem__)
         for place, text in enumerate(texts):
             if ids[text] != place:
@@ -49,14 +54,16 @@ class TokenizerJson:
         for text in _KINDS:
             if text not in ids:
                 raise ValueError(f"there is no piece {text!r}")
-        added = frozenset(token["id"] for token in document["added_tokens"])
+        added = frozenset(
+            token["id"] for token in document["added_tokens"] if token["normalized"] or SPACE not in token["content"]
+        )
         return cls(_name_bytes(texts), added, document["model"]["merges"])
 
     def to_vocabulary(self) -> Vocabulary:
         """Return the same vocabulary as SentencePiece would have written it."""
         kinds = [self._kind(token_id, text) for token_id, text in enumerate(self.texts)]
         scores = self._scores({text for text, kind in zip(self.texts, kinds, strict=True) if kind == NORMAL})
-        pieces = [Piece(t, scores.get(t, 0.0), kind) for t, kind in zip(self.texts, kinds, strict=True)]
+        pieces = [Piece(text, scores.get(text, 0.0), kind) for text, kind in zip(self.texts, kinds, strict=True)]
         return Vocabulary.from_pieces(pieces)
 
     def _kind(self, token_id: int, text: str) -> int:
@@ -77,9 +84,11 @@ class TokenizerJson:
             if text == last:
                 counts[text] += 1
             elif text in ordinary:
-                if text in scores:
+                # Runs of spaces may be listed by the length of their left half: their order still holds.
+                if text in scores and text.strip(SPACE):
                     raise ValueError(f"the merges that form {text!r} do not stand together")
-                scores[text], counts[text], last = -float(len(scores)), 1, text
+                scores.setdefault(text, -float(len(scores)))
+                counts[text], last = counts.get(text, 0) + 1, text
         self._check_complete(ordinary, counts)
         return scores
 
