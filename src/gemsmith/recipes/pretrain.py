@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,14 @@ from gemsmith.data.shards import Shard, build_shard, cached_shard
 from gemsmith.data.sources import Source, sample_texts, source_documents
 from gemsmith.data.tokenize import tokenize
 from gemsmith.errors import DataError, TrainingError
-from gemsmith.model.rows import hidden_rows
 from gemsmith.model.transformer import Transformer
 from gemsmith.recipes.recipe import Recipe, read_recipe
 from gemsmith.tokenizer import Tokenizer, train_tokenizer
-from gemsmith.train import loss
 from gemsmith.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from gemsmith.train.initial import initial_weights
-from gemsmith.train.loop import Budget, LossFn, StepReport, TrainState, fit
+from gemsmith.train.loop import Budget, StepReport, TrainState, fit
+from gemsmith.train.loss import LossSpec
+from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
 from gemsmith.weights.folder import save_folder
 
@@ -69,33 +69,16 @@ def run(
     identity = {"recipe": _digest(asdict(recipe)), "data": _digest({n: s.n_tokens for n, s in mixture.shards.items()})}
     if found := checkpoints(out):
         load_checkpoint(found[-1], state, identity=identity)
-    spec = loss.LossSpec(config.final_softcap, recipe.optimizer.z_weight)
+    spec = LossSpec(config.final_softcap, recipe.optimizer.z_weight)
     watchers = [
         _Log(out / "log.jsonl", config.n_params),
         _Saver(out, identity),
         partial(_read_minutes, path=out / "minutes", budget=budget),
     ]
-    loss_fn = network_loss(config, spec, dtype=dtype, is_compiled=is_compiled)
+    loss_fn = next_token_loss(config, spec, dtype=dtype, is_compiled=is_compiled)
     fit(state, partial(_next_batches, mixture, recipe), loss_fn, spec=recipe.optimizer, budget=budget, watchers=watchers)
     save_checkpoint(out, state, identity=identity)
     return export(config, state.weights, tokenizer, out / "model")
-
-
-def network_loss(
-    config: ModelConfig, spec: loss.LossSpec, *, dtype: torch.dtype = torch.float32, is_compiled: bool = False
-) -> LossFn:
-    """Return the function (weights, batch) -> summed loss of a network of this configuration."""
-    forward: Callable[..., Tensor] = partial(hidden_rows, config=config, dtype=dtype)
-    if is_compiled:
-        forward = torch.compile(forward, dynamic=False)
-    chunked = partial(loss.chunked_loss, spec=spec, is_compiled=is_compiled)
-
-    def summed_loss(weights: dict[str, Tensor], batch: Batch) -> Tensor:
-        hidden = forward(weights, batch.token_ids, documents=batch.documents, positions=batch.positions)
-        head, targets = weights["embed_tokens.weight"], batch.targets.flatten()
-        return chunked(hidden.flatten(0, 1), head, targets, loss_mask=batch.loss_mask.flatten())
-
-    return summed_loss  # pyright: ignore[reportReturnType]
 
 
 def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: Path) -> Mixture:

@@ -116,13 +116,15 @@ def _read(kind: type[T], table: Mapping[str, Any], place: str) -> T:
     known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
     required = [name for name, field in known.items() if repr(field.default).startswith("<dataclasses")]
     _check_keys(table, list(known), place, required)
+    values: dict[str, Any] = {}
     for name, value in table.items():
         wanted = str(known[name].type).replace("<class '", "").replace("'>", "")
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
         fits = {"int": isinstance(value, int), "float": is_number}.get(wanted, isinstance(value, str))
         if not fits:
             raise DataError(f"{name} must be of type {wanted}; got {value!r} in {place}. Correct the recipe.")
-    return kind(**table)
+        values[name] = float(value) if wanted == "float" else value
+    return kind(**values)
 
 
 def _check_keys(table: Mapping[str, Any], known: list[str], place: str, required: list[str] | None = None) -> None:

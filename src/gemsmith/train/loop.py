@@ -96,7 +96,7 @@ def train_step(
     for batch in micro_batches:
         loss = loss_fn(state.weights, batch) / n_targets
         loss.backward()
-        nll += float(loss)
+        nll += float(loss.detach())
     norm = float(torch.nn.utils.clip_grad_norm_(state.weights.values(), spec.clip, foreach=True))
     if not (math.isfinite(nll) and math.isfinite(norm)):
         bad = next((n for n, w in state.weights.items() if w.grad is not None and not w.grad.isfinite().all()), "loss")

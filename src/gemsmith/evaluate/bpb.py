@@ -1,0 +1,114 @@
+"""Bits per byte: how well a model foretells texts, in a unit that no vocabulary changes."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gemsmith.data.documents import read_texts
+from gemsmith.errors import DataError
+from gemsmith.model.layout import Layout
+from gemsmith.model.transformer import Transformer
+from gemsmith.tokenizer import Tokenizer
+
+_TOKENS_PER_PASS = 4096
+_SCORES_AT_ONCE = 1 << 22  # logits in memory at one time
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """The result over a set of texts; `nll` is the sum over all tokens, in nats."""
+
+    n_documents: int
+    n_bytes: int
+    n_tokens: int
+    nll: float
+
+    @property
+    def bpb(self) -> float:
+        """Bits needed per byte of text."""
+        return self.nll / math.log(2) / self.n_bytes
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Ids seen in one go, of which the last `n_scored` are scored."""
+
+    token_ids: list[int]
+    n_scored: int
+
+
+@torch.no_grad()
+def bits_per_byte(
+    network: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *, max_seq_len: int | None = None
+) -> BitsPerByte:
+    """Score texts, each for itself after BOS; the end of a text is not scored.
+
+    A text longer than the context is read in windows that move by half a context, so every token but
+    the first ones is foretold from at least half a context, and none is scored twice.
+
+    Args:
+        max_seq_len: Context to use; the network's own by default.
+
+    Raises:
+        DataError: There is not one byte to score, or the context is below 2 tokens.
+    """
+    context = network.config.max_seq_len if max_seq_len is None else max_seq_len
+    if context < 2:
+        raise DataError(f"max_seq_len must be at least 2; got {context}. Leave it out to use the model's own.")
+    n_documents = n_bytes = n_tokens = 0
+    windows: list[_Window] = []
+    nll = 0.0
+    for text in texts:
+        token_ids = tokenizer.encode(text)
+        n_documents, n_bytes, n_tokens = n_documents + 1, n_bytes + len(text.encode()), n_tokens + len(token_ids)
+        for window in _windows([tokenizer.bos_id, *token_ids], context):
+            if sum(len(w.token_ids) for w in windows) + len(window.token_ids) > max(_TOKENS_PER_PASS, context):
+                nll += _score(network, windows)
+                windows = []
+            windows.append(window)
+    if n_bytes == 0:
+        raise DataError(f"texts must hold at least one byte; got none in {n_documents} texts. Check file and field.")
+    return BitsPerByte(n_documents, n_bytes, n_tokens, nll + (_score(network, windows) if windows else 0.0))
+
+
+def file_bits_per_byte(network: Transformer, tokenizer: Tokenizer, path: Path, *, field: str = "text") -> BitsPerByte:
+    """Score one field of a JSON lines file (plain, .xz, .gz or .bz2).
+
+    Raises:
+        DataError: The file cannot be read, or holds nothing to score.
+    """
+    return bits_per_byte(network, tokenizer, read_texts(path, field))
+
+
+def _windows(token_ids: list[int], context: int) -> Iterator[_Window]:
+    """Cut ids, BOS first, into windows in which every id but BOS is scored once."""
+    if len(token_ids) < 2:
+        return
+    stop = min(context, len(token_ids))
+    yield _Window(token_ids[:stop], stop - 1)
+    while stop < len(token_ids):
+        end = min(stop + context // 2, len(token_ids))
+        yield _Window(token_ids[max(0, end - context) : end], end - stop)
+        stop = end
+
+
+def _score(network: Transformer, windows: list[_Window]) -> float:
+    """Return the summed nats of the scored ids of some windows, run side by side."""
+    device = network.embed_tokens.weight.device
+    flat = torch.tensor([i for w in windows for i in w.token_ids], device=device)
+    layout = Layout.packed([len(w.token_ids) for w in windows], device=device)
+    rows, start = [], 0
+    for window in windows:
+        start += len(window.token_ids)
+        rows += range(start - window.n_scored - 1, start - 1)
+    index = torch.tensor(rows, device=device)
+    hidden, targets = network.hidden(flat, layout)[index], flat[index + 1]
+    chunk = max(1, _SCORES_AT_ONCE // network.config.vocab_size)
+    total = 0.0
+    for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logprobs = network.logits(part).log_softmax(-1)
+        total -= float(logprobs.gather(-1, wanted[:, None]).double().sum())
+    return total
