@@ -8,7 +8,7 @@ from gemsmith.errors import MemoryLimitError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Activations, a short cache and the runtime, beside the parameters.
-_WORKSPACE_BYTES = 256 << 20
+WORKSPACE_BYTES = 256 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 # Larger than any machine: cgroup version 1 says "no limit" with such a number.
@@ -21,7 +21,7 @@ def needed_bytes(config: ModelConfig, dtype: str) -> int:
     Args:
         dtype: "float32", "bfloat16" or "float16".
     """
-    return config.n_params * DTYPE_BYTES[dtype] + _WORKSPACE_BYTES
+    return config.n_params * DTYPE_BYTES[dtype] + WORKSPACE_BYTES
 
 
 def available_bytes(device: str = "cpu") -> int:

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | {"rope_local_base_freq": 10_000.0},
     "vaultgemma": _GEMMA2,
 }
+MODEL_TYPES = frozenset({*DEFAULTS, "gemma3"})
 _NORMS = {"gemma": "pre", "gemma2": "sandwich", "gemma3_text": "sandwich", "vaultgemma": "pre_ffw"}
 FAMILIES = {"gemma3_text": "gemma3"}
 # Other spellings of a key; where two stand in one file they must agree.
@@ -72,7 +73,7 @@ def parse_config(
         model_type = raw.get("model_type", "gemma3_text")
     if model_type not in DEFAULTS:
         raise ConfigError(
-            f"model_type must be one of {', '.join(DEFAULTS)}, gemma3; got {model_type!r} in {source}. "
+            f"model_type must be one of {', '.join(sorted(MODEL_TYPES))}; got {model_type!r} in {source}. "
             "Other kinds of model are not read by this version."
         )
     return _Reader(raw, model_type, source).config(allow_config_keys)
