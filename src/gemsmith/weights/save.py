@@ -12,13 +12,14 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemsmith.errors import CheckpointError, ConfigError, StorageError
 from gemsmith.model.transformer import Transformer
+from gemsmith.tokenizer import Tokenizer
 from gemsmith.weights.generation import GENERATION_FILE, render_generation_config
 from gemsmith.weights.header import WEIGHT_DTYPES
 from gemsmith.weights.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest, remember_sha256, sha256_of
@@ -34,19 +35,11 @@ _PIECE_ITEMS = 16 << 20
 _STALE_SECONDS = 24 * 3600
 
 
-class SavesTokenizer(Protocol):
-    """Whatever can write its vocabulary into a folder."""
-
-    def save(self, folder: Path) -> object:
-        """Write the vocabulary's file."""
-        ...
-
-
 def save_folder(
     folder: Path | str,
     network: Transformer,
     *,
-    tokenizer: SavesTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     dtype: torch.dtype | str | None = None,
     max_shard_bytes: int = 5_000_000_000,
     generation: Mapping[str, Any] | None = None,
