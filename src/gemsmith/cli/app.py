@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gemsmith.cli.console import say, write
+from gemsmith.cli.console import say, show_log, write
 from gemsmith.cli.main import WRONG_CALL
 
 FIVE_THINGS = """\
@@ -59,6 +59,7 @@ def run(argv: Sequence[str]) -> int:
     if not argv:
         write(FIVE_THINGS)
         return 0
+    show_log()
     app = build_app()
     try:
         return app(list(argv)) or 0

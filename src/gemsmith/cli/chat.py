@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemsmith.cli.console import UsageError, say, write
-from gemsmith.cli.flags import ModelFlags, SamplingFlags
+from gemsmith.cli.console import UsageError, say, write, write_piece
+from gemsmith.cli.flags import EndFlags, ModelName, PlaceFlags, SamplingFlags
 from gemsmith.cli.source import decode_utf8
+from gemsmith.cli.speech import summary
 from gemsmith.errors import GemsmithError
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ def chat(
     *,
     system: str = "",
     load: Path | None = None,
-    max_new_tokens: int = 512,
-    model: ModelFlags = ModelFlags(),  # noqa: B008 (frozen)
+    model: ModelName = "pebble",
+    place: PlaceFlags = PlaceFlags(),  # noqa: B008 (frozen)
+    end: EndFlags = EndFlags(),  # noqa: B008 (frozen)
     sampling: SamplingFlags = SamplingFlags(),  # noqa: B008 (frozen)
 ) -> int:
     """Talk with a model, turn by turn. Answers go to stdout, all else to stderr.
@@ -36,7 +38,6 @@ def chat(
     Args:
         system: What the model is told before the first turn.
         load: A conversation to go on with, written by /save.
-        max_new_tokens: Longest answer, in tokens.
     """
     from gemsmith.cli.conversation import Conversation
     from gemsmith.cli.session import Session
@@ -44,8 +45,8 @@ def chat(
     conversation = Conversation() if load is None else Conversation.load(load)
     if system:
         conversation.system = system
-    lm = model.load()
-    session = Session(lm, sampling.over(lm), max_new_tokens, conversation)
+    lm = place.load(model)
+    session = Session(lm, sampling.over(lm.sampling), end, conversation)
     if sys.stdin.isatty():
         say(f"{session.lm.name}: write something; /help lists the commands.")
     for line in read_lines():
@@ -64,9 +65,9 @@ def take(session: "Session", line: str) -> None:
         command, _, words = line[1:].strip().partition(" ")
         run_command(session, command, words.strip())
         return
-    answer = session.answer(line, show=lambda piece: write(piece, end=""))
+    answer = session.answer(line, show=write_piece)
     write("")
-    say(f"[{answer.n_tokens} tokens, {answer.tokens_per_s:.0f} tokens/s, {answer.ending}]")
+    say(summary(answer))
 
 
 def run_command(session: "Session", command: str, words: str) -> None:

@@ -1,10 +1,16 @@
 """What a verb says: results on stdout, everything else on stderr."""
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 
 from gemsmith.errors import GemsmithError, PromptError, SamplingError
+
+# Escape and its kin steer a terminal; tab and newline stay.
+_HARMLESS = {
+    code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\t\n"
+}
 
 
 class UsageError(GemsmithError, ValueError):
@@ -21,6 +27,11 @@ def write(text: str, *, end: str = "\n") -> None:
     print(text, end=end, flush=True)
 
 
+def write_piece(text: str) -> None:
+    """Write a piece of a model's text; a terminal gets no control characters it might obey."""
+    write(text.translate(_HARMLESS) if sys.stdout.isatty() else text, end="")
+
+
 def write_json(fields: Mapping[str, object]) -> None:
     """Write the result as one line of JSON."""
     write(json.dumps(fields, ensure_ascii=False))
@@ -29,6 +40,22 @@ def write_json(fields: Mapping[str, object]) -> None:
 def say(text: str, *, end: str = "\n") -> None:
     """Tell the person something that is not part of the result."""
     print(text, end=end, file=sys.stderr, flush=True)
+
+
+class Said(logging.Handler):
+    """Shows the package's log as things said to the person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one message."""
+        say(f"gemsmith: {record.getMessage()}")
+
+
+def show_log() -> None:
+    """Show what the package notes while it works, such as the device and dtype it chose."""
+    log = logging.getLogger("gemsmith")
+    log.handlers = [Said()]
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -1,14 +1,13 @@
 """A conversation on the way: its turns, and the file they are kept in (JSON lines, one turn each)."""
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemsmith.chat import Turn
+from gemsmith.chat import ROLES, Turn
 from gemsmith.cli.source import decode_utf8, read_bytes
 from gemsmith.errors import ChatError, StorageError
-
-SPEAKERS = ("system", "user", "model")
 
 
 @dataclass
@@ -28,15 +27,14 @@ class Conversation:
         Raises:
             StorageError: The file cannot be written.
         """
-        lines = [
-            json.dumps({"role": turn.role, "content": turn.content}, ensure_ascii=False) for turn in self.all_turns()
-        ]
+        lines = [json.dumps({"role": turn.role, "content": turn.text}, ensure_ascii=False) for turn in self.all_turns()]
         partial = path.with_name(path.name + ".partial")
         try:
             partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise StorageError(
                 f"conversation must go into a writable file; got {str(path)!r}: {error.strerror}. Choose another place."
             ) from error
@@ -58,18 +56,17 @@ class Conversation:
             raise ChatError(
                 f"system text must stand once, first; got {len(system)} in {path.name}. Join them in the first line."
             )
-        return cls(str(system[0].content) if system else "", turns[len(system) :])
+        return cls(system[0].text if system else "", turns[len(system) :])
 
 
 def _turn(line: str, place: str) -> Turn:
     try:
         fields = json.loads(line)
     except ValueError:
-        fields = line
-    is_turn = isinstance(fields, dict) and isinstance(fields.get("content"), str) and fields.get("role") in SPEAKERS
-    if not is_turn:
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("content"), str) or fields.get("role") not in ROLES:
         raise ChatError(
-            f"turn must be an object with a role of {', '.join(SPEAKERS)} and a content; got {line[:60]!r} in {place}. "
+            f"turn must be an object with a role of {', '.join(ROLES)} and a content; got {line[:60]!r} in {place}. "
             "Files written by /save look like that."
         )
     return Turn(fields["role"], fields["content"])

@@ -83,9 +83,11 @@ def doctor(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int
 def examine() -> Machine:
     """Look at this machine; this imports torch but opens no connection."""
     import torch
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import get_token
 
-    folder = Path(constants.HF_HUB_CACHE)
+    from gemsmith.weights.catalog import hub_cache
+
+    folder = hub_cache().absolute()
     return Machine(
         system=_system(),
         python=platform.python_version(),
@@ -143,7 +145,8 @@ def advise(machine: Machine) -> list[str]:
         )
     if not machine.accelerators and not cpu.features["bf16"]:
         advice.append(
-            "The processor has no bfloat16 arithmetic: --dtype float32 computes faster where memory allows it."
+            "The processor has no bfloat16 arithmetic (AVX512-BF16, AMX, Arm BF16), so models are computed in "
+            "float32, which takes twice the memory and time."
         )
     if not machine.accelerators and not (cpu.features["avx512"] or cpu.features["amx"] or cpu.features["i8mm"]):
         advice.append(

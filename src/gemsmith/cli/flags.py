@@ -1,7 +1,6 @@
 """Options several verbs share, gathered into the dataclasses they become."""
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -10,31 +9,47 @@ if TYPE_CHECKING:
     from gemsmith.infer.lm import LM
     from gemsmith.infer.sample import Sampling
 
+ModelName = Annotated[
+    str,
+    Parameter(alias="-m", help='The box ("pebble"), a folder, or a pulled name such as google/gemma-2-2b-it.'),
+]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead.")]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """Which model, where and how it is held.
+class PlaceFlags:
+    """Where a model is computed and how it is held.
 
     Attributes:
-        model: The box ("pebble"), a folder, or a pulled name such as google/gemma-2-2b-it.
         device: Where to compute; the best this machine has when left out.
         dtype: What to compute in; what the weights are stored in, where the device can, when left out.
         allow_config_key: Pass over an unknown key of the model's configuration; may be repeated.
     """
 
-    model: Annotated[str, Parameter(alias="-m")] = "pebble"
     device: Literal["cpu", "cuda", "mps"] | None = None
     dtype: Literal["bfloat16", "float32"] | None = None
     allow_config_key: tuple[str, ...] = ()
 
-    def load(self) -> "LM":
-        """Load the model."""
+    def load(self, model: str) -> "LM":
+        """Load a model: the box, a folder, or a pulled name."""
         from gemsmith.infer.load import load
 
-        return load(self.model, device=self.device, dtype=self.dtype, allow_config_keys=self.allow_config_key)
+        return load(model, device=self.device, dtype=self.dtype, allow_config_keys=self.allow_config_key)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EndFlags:
+    """Where a completion ends, if the model does not end it.
+
+    Attributes:
+        max_new_tokens: Longest completion, in tokens.
+        stop: A text that ends the completion and is not shown; may be repeated.
+    """
+
+    max_new_tokens: Annotated[int, Parameter(alias="-n")] = 512
+    stop: tuple[str, ...] = ()
 
 
 @Parameter(name="*")
@@ -68,6 +83,3 @@ class SamplingFlags:
 
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(defaults, **{name: value for name, value in given.items() if value is not None})
-
-
-PromptFile = Annotated[Path | None, Parameter(name="--file", alias="-f")]

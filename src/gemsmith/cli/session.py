@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from gemsmith.chat import Turn
 from gemsmith.cli.console import UsageError, say
 from gemsmith.cli.conversation import Conversation
-from gemsmith.cli.speech import Speech, speak
+from gemsmith.cli.flags import EndFlags
+from gemsmith.cli.speech import speak
 
 if TYPE_CHECKING:
+    from gemsmith.infer.completion import Completion
     from gemsmith.infer.lm import LM
     from gemsmith.infer.sample import Sampling
+    from gemsmith.infer.settings import Options
 
 
 @dataclass
@@ -21,20 +24,25 @@ class Session:
 
     lm: "LM"
     sampling: "Sampling"
-    max_new_tokens: int
+    end: EndFlags
     conversation: Conversation
 
-    def answer(self, text: str, *, show: Callable[[str], None]) -> Speech:
+    def answer(self, text: str, *, show: Callable[[str], None]) -> "Completion":
         """Answer a user turn; an answer stopped on the way is kept as far as it came.
 
         A turn the model refuses, or whose answer is empty, leaves no trace.
         """
         asked = Turn("user", text)
         prompt = [*self.conversation.all_turns(), asked]
-        speech = speak(self.lm, prompt, sampling=self.sampling, max_new_tokens=self.max_new_tokens, show=show)
-        if speech.text.strip():
-            self.conversation.turns += [asked, Turn("model", speech.text.strip())]
-        return speech
+        options: Options = {
+            "max_new_tokens": self.end.max_new_tokens,
+            "stop": self.end.stop,
+            "sampling": self.sampling,
+        }
+        completion = speak(self.lm, prompt, options, show=show)
+        if completion.text.strip():
+            self.conversation.turns += [asked, Turn("model", completion.text.strip())]
+        return completion
 
     def set_system(self, text: str) -> None:
         """Change what the model is told before the first turn."""
@@ -71,7 +79,7 @@ class Session:
     def _settings(self) -> dict[str, object]:
         """Return every setting that is one number."""
         numbers = {field.name: getattr(self.sampling, field.name) for field in fields(self.sampling)}
-        return {"max_new_tokens": self.max_new_tokens, **{n: v for n, v in numbers.items() if n != "logit_bias"}}
+        return {"max_new_tokens": self.end.max_new_tokens, **{n: v for n, v in numbers.items() if n != "logit_bias"}}
 
     def _change(self, name: str, text: str) -> None:
         settings = self._settings()
@@ -84,7 +92,7 @@ class Session:
         if name == "max_new_tokens":
             if value is None or value < 1:
                 raise UsageError(f"max_new_tokens must be at least 1; got {value!r}. Give the answer room.")
-            self.max_new_tokens = int(value)
+            self.end = replace(self.end, max_new_tokens=int(value))
         else:
             self.sampling = replace(self.sampling, **{name: value})
 

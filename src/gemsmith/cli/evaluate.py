@@ -1,0 +1,48 @@
+"""`gemsmith eval`: what a model is worth, in numbers."""
+
+from pathlib import Path
+
+from cyclopts import App
+
+from gemsmith.cli.console import write, write_json
+from gemsmith.cli.flags import AsJson, PlaceFlags
+
+app = App(name="eval", help="Measure a model.")
+
+
+@app.command
+def bpb(
+    model: str,
+    file: Path,
+    /,
+    *,
+    field: str = "text",
+    place: PlaceFlags = PlaceFlags(),  # noqa: B008 (frozen)
+    as_json: AsJson = False,
+) -> int:
+    """Show how many bits a model needs per byte of text; fewer is better, and vocabularies do not matter.
+
+    Args:
+        model: The box ("pebble"), a folder, or a pulled name.
+        file: JSON lines, plain or packed as .xz, .gz or .bz2.
+        field: The field of each line that holds the text.
+    """
+    from gemsmith.evaluate.bpb import file_bits_per_byte
+
+    lm = place.load(model)
+    found = file_bits_per_byte(lm.network, lm.tokenizer, file, field=field)
+    if as_json:
+        write_json(
+            {
+                "model": model,
+                "file": str(file),
+                "bpb": found.bpb,
+                "n_documents": found.n_documents,
+                "n_bytes": found.n_bytes,
+                "n_tokens": found.n_tokens,
+            }
+        )
+    else:
+        size = f"{found.n_bytes:,} bytes, {found.n_tokens:,} tokens, {found.n_documents:,} texts"
+        write(f"{found.bpb:.4f} bits per byte ({size})")
+    return 0
