@@ -102,7 +102,7 @@ class Generation:
         self.rows: list[Row] = []
         for prompt in prompts:
             limit = min(settings.max_new_tokens, network.config.max_seq_len - len(prompt))
-            for index in range(settings.n):
+            for index in range(settings.first_index, settings.first_index + settings.n):
                 writer = TextWriter(tokenizer.decoder(), settings.stop)
                 self.rows.append(Row(prompt, slot=len(self.rows), index=index, limit=limit, writer=writer))
         self.live = list(self.rows)
@@ -171,8 +171,8 @@ class Generation:
                 if stop == len(prompts[index]):
                     last[index] = hidden[segment.stop - 1].clone()
         for row in self.rows:
-            if row.index:
-                cache.copy_slot(row.slot - row.index, row.slot)
+            if row.slot % n:
+                cache.copy_slot(row.slot - row.slot % n, row.slot)
         if self.settings.sampling.has_penalties:
             self._history = History([row.prompt for row in self.rows], self.n_pieces, device=self._device)
         logits = self.network.logits(torch.stack([last[index] for index in range(len(prompts))]))

@@ -91,7 +91,8 @@ class LM:
                 sampling, a Sampling, and temperature, top_k, top_p, seed to change it by; stop,
                 strings that end the text; stop_ids, ids that do, beside the model's own;
                 top_logprobs, how many alternatives to report per token (0: the chosen one only);
-                cancel, a threading.Event or a function that says when to give up.
+                cancel, a threading.Event or a function that says when to give up; first_index, to
+                write completion 3 of a seed again without those before it.
 
         Raises:
             PromptError: A prompt is empty or too long for the context.

@@ -28,6 +28,7 @@ class Options(TypedDict, total=False):
     stop_ids: Collection[int]
     top_logprobs: int | None
     cancel: Cancel | None
+    first_index: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Settings:
     Attributes:
         sampling: With its seed drawn.
         n: Completions of each prompt.
+        first_index: Number of the first of them; with the seed it says which noise they get.
         stop_ids: Ids that end a completion: the model's and the caller's.
         top_logprobs: Alternatives to report per token; None reports no log-probabilities at all.
         is_cancelled: Asked before every step.
@@ -45,6 +47,7 @@ class Settings:
     max_new_tokens: int
     sampling: Sampling
     n: int
+    first_index: int
     stop: tuple[str, ...]
     stop_ids: frozenset[int]
     top_logprobs: int | None
@@ -74,6 +77,8 @@ def gather(options: Options, *, n: int, default: Sampling, stop_ids: frozenset[i
     max_new_tokens = options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
     _check_at_least("max_new_tokens", max_new_tokens, 1, "Leave it out for a default.")
     _check_at_least("n", n, 1, "Ask for one completion or more.")
+    first_index = options.get("first_index", 0)
+    _check_at_least("first_index", first_index, 0, "The first completion has the index 0.")
     top_logprobs = options.get("top_logprobs")
     if top_logprobs is not None:
         _check_at_least("top_logprobs", top_logprobs, 0, "0 reports the chosen tokens only.")
@@ -82,7 +87,7 @@ def gather(options: Options, *, n: int, default: Sampling, stop_ids: frozenset[i
     _check_ids("stop_ids", own_ids, n_pieces)
     _check_ids("logit_bias", sampling.logit_bias, n_pieces)
     stop, cancel = _stop_strings(options.get("stop", ())), _asker(options.get("cancel"))
-    return Settings(max_new_tokens, sampling, n, stop, stop_ids | frozenset(own_ids), top_logprobs, cancel)
+    return Settings(max_new_tokens, sampling, n, first_index, stop, stop_ids | frozenset(own_ids), top_logprobs, cancel)
 
 
 def _check_at_least(name: str, value: object, low: int, way_out: str) -> None:
