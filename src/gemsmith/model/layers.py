@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from gemsmith.config import NORM_LAYOUTS, ModelConfig
 from gemsmith.errors import ConfigError
+from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 from gemsmith.model.attention import Attention, Pass
-from gemsmith.model.linear import Linear
+from gemsmith.model.linear import Linear, gated_gelu
 from gemsmith.model.norm import RMSNorm
 
 
@@ -22,6 +23,19 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Keep a second copy of the table in the form that is fastest as a head; look-ups use the first.
+
+        A table mapped from a file costs memory for the rows looked up only.
+        """
+        if self._packed is None and packed_linear.can_pack(self.weight):
+            self._packed = packed_linear.pack(self.weight)
+
+    def scores(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
+        """Return hidden @ weight.T."""
+        return ops.linear(hidden, self.weight if self._packed is None else self._packed)
 
     def forward(
         self, token_ids: Int[Tensor, " T"], embeddings: Float[Tensor, "E D"] | None = None
@@ -53,7 +67,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
         """Return the layer's change of each token by itself."""
         adapters = step.layout.adapters
-        return self.down_proj(ops.gated_gelu(self.gate_proj(x, adapters), self.up_proj(x, adapters)), adapters)
+        return self.down_proj(gated_gelu(self.gate_proj, self.up_proj, x, adapters), adapters)
 
 
 class Block(nn.Module):

@@ -5,10 +5,13 @@ with its own `product`; it takes the place of a dense one through Transformer.re
 the deltas on top of it stay the same.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 
 
@@ -62,9 +65,39 @@ class Linear(nn.Module):
         """Return x @ weight.T in the dtype of x."""
         return ops.linear(x, self.weight)
 
+    def pack(self) -> bool:
+        """Put a dense weight into the form that is fastest to multiply here; False where there is none.
+
+        A packed weight cannot be trained. The state dict still holds it dense.
+        """
+        if type(self).product is not Linear.product or not packed_linear.can_pack(self.weight):
+            return False
+        self.weight = nn.Parameter(packed_linear.pack(self.weight), requires_grad=False)
+        return True
+
+    @property
+    def is_packed(self) -> bool:
+        """Tell whether the weight is in blocked order and nothing is added to its product."""
+        return self.delta is None and type(self).product is Linear.product and self.weight.is_mkldnn
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        stored = destination.get(prefix + "weight")
+        if stored is not None and stored.is_mkldnn:
+            destination[prefix + "weight"] = stored.to_dense()
+
     def forward(
         self, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
     ) -> Float[Tensor, "T d_out"]:
         """Return the product and, where one is attached, the low-rank delta of each row."""
         y = self.product(x)
         return y if self.delta is None else y + self.delta(x, adapters)
+
+
+def gated_gelu(
+    gate: Linear, up: Linear, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
+) -> Float[Tensor, "T F"]:
+    """Return gelu(gate(x)) * up(x), in two fused products where both weights are packed."""
+    if gate.is_packed and up.is_packed:
+        return packed_linear.gated_gelu(x, gate.weight, up.weight)
+    return ops.gated_gelu(gate(x, adapters), up(x, adapters))

@@ -118,8 +118,20 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Return the score of every piece after each state, capped where the model caps, in float32."""
-        scores = ops.linear(hidden, self.embed_tokens.weight).float()
-        return ops.softcap(scores, self.config.final_softcap)
+        return ops.softcap(self.embed_tokens.scores(hidden).float(), self.config.final_softcap)
+
+    def pack(self, *, release: Callable[[Tensor], None] = lambda _: None) -> None:
+        """Bring every weight into its fastest form for inference here, one after the other.
+
+        Args:
+            release: Called with each dense weight once its packed form has taken its place.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear):
+                dense = module.weight.detach()
+                if module.pack():
+                    release(dense)
+        self.embed_tokens.pack()
 
     def replace_linears(self, change: Callable[[str, Linear], nn.Module]) -> None:
         """Put `change(name, linear)` in the place of every linear of every block."""
