@@ -39,6 +39,7 @@ _SPARE = re.compile(r"<unused\d+>")
 # Text-only members of Gemma 3 are published with the vocabulary of those that see; this piece has no
 # row in their embedding and none needs one.
 _TOWER_PIECES = frozenset({"<image_soft_token>"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # One unpaired surrogate stands for one byte that is no UTF-8 (PEP 383).
 _INVALID_BYTE = re.compile("[\udc80-\udcff]")
 _TOGETHER = "Take tokenizer and model from the same folder."
@@ -60,10 +61,10 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.messages)
         self.bos_id, self.eos_id = self._plain.bos_id(), self._plain.eos_id()
         self.pad_id, self.unk_id = self._plain.pad_id(), self._plain.unk_id()
-        if min(self.bos_id, self.eos_id, self.pad_id, self.unk_id) < 0 or len(self._surfaces) < 256:
+        if min(self.bos_id, self.eos_id, self.pad_id, self.unk_id) < 0:
             raise TokenizerError(
-                f"vocabulary must have <bos>, <eos>, <pad>, <unk> and 256 bytes; got ids {self.bos_id}, {self.eos_id}, "
-                f"{self.pad_id}, {self.unk_id} and {len(self._surfaces)} bytes. Use the tokenizer of a Gemma model."
+                f"vocabulary must have <bos>, <eos>, <pad> and <unk>; got ids {self.bos_id}, {self.eos_id}, "
+                f"{self.pad_id} and {self.unk_id}. Use the tokenizer of a Gemma model."
             )
 
     @classmethod
@@ -98,9 +99,12 @@ class Tokenizer:
         processor = self._published if control else self._plain
         try:
             return processor.encode(text)
-        except UnicodeEncodeError as error:
+        except (RuntimeError, UnicodeError) as error:
+            half = _SURROGATE.search(text)
+            if half is None:
+                raise
             raise TokenizerError(
-                f"text must be valid Unicode; got {text[error.start]!r} at character {error.start}. "
+                f"text must be valid Unicode; got {half.group()!r} at character {half.start()}. "
                 "Decode the bytes it came from as UTF-8."
             ) from error
 

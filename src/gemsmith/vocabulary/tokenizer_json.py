@@ -6,9 +6,9 @@ piece is listed, all of them together, so the place of a piece in the list can s
 That is how Gemma's files are converted, and it is checked here; a list that says something else is
 refused. Text is cut at the added tokens first, which is what SentencePiece does at user-defined pieces.
 
-Two differences to the vocabulary it was converted from live in the file itself: runs of spaces are merged, not cut
-out, so one of 32 spaces and more may be divided differently; and Gemma 1 and 2 call the byte piece of
-the tab a tab.
+The file itself differs from the vocabulary it was converted from in two points: runs of spaces are
+merged, not cut out, so one longer than the longest piece may be divided differently; and files of
+Gemma 1 and 2 call the byte piece of the tab a tab.
 """
 
 import json
@@ -50,10 +50,9 @@ class TokenizerJson:
         texts = sorted(ids, key=ids.__getitem__)
         for place, text in enumerate(texts):
             if ids[text] != place:
-                raise ValueError(f"id {place} has no piece or two; the next one is {text!r} with id {ids[text]}")
-        for text in _KINDS:
-            if text not in ids:
-                raise ValueError(f"there is no piece {text!r}")
+                raise _unusable("number its pieces 0, 1, 2, ...", f"{text!r} with id {ids[text]} in place {place}")
+        if missing := [text for text in _KINDS if text not in ids]:
+            raise _unusable("have the pieces <pad>, <eos>, <bos> and <unk>", f"none for {', '.join(missing)}")
         added = frozenset(
             token["id"] for token in document["added_tokens"] if token["normalized"] or SPACE not in token["content"]
         )
@@ -86,7 +85,7 @@ class TokenizerJson:
             elif text in ordinary:
                 # Runs of spaces may be listed by the length of their left half: their order still holds.
                 if text in scores and text.strip(SPACE):
-                    raise ValueError(f"the merges that form {text!r} do not stand together")
+                    raise _unusable("list the merges that form one piece together", f"those of {text!r} apart")
                 scores.setdefault(text, -float(len(scores)))
                 counts[text], last = counts.get(text, 0) + 1, text
         self._check_complete(ordinary, counts)
@@ -101,7 +100,12 @@ class TokenizerJson:
                 if text[:cut] in known and text[cut:] in known:
                     n_splits += 1
             if n_splits != counts.get(text, 0):
-                raise ValueError(f"{counts.get(text, 0)} merges form {text!r}, but {n_splits} pairs of pieces spell it")
+                n_merges = counts.get(text, 0)
+                raise _unusable("list every merge", f"{n_merges} that form {text!r}, spelled by {n_splits} pairs")
+
+
+def _unusable(rule: str, found: str) -> TokenizerError:
+    return TokenizerError(f"tokenizer.json must {rule}; got {found}. Use the tokenizer.model it was converted from.")
 
 
 def is_byte(text: str) -> bool:
