@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from gemsmith.recipes.recipe import Recipe, read_recipe
 from gemsmith.tokenizer import Tokenizer, train_tokenizer
 from gemsmith.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from gemsmith.train.initial import initial_weights
-from gemsmith.train.loop import Budget, StepReport, TrainState, fit
+from gemsmith.train.loop import Accumulate, Budget, LossFn, StepReport, TrainState, accumulate, fit
 from gemsmith.train.loss import LossSpec
 from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
+from gemsmith.train.workers import Workers
 from gemsmith.weights.folder import save_folder
 
 _LOG_EVERY = 10  # steps
@@ -43,6 +44,7 @@ def run(
     steps: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     is_compiled: bool = True,
+    n_processes: int = 1,
 ) -> Path:
     """Train a recipe in the run folder `out` and return the model folder; a run begun there goes on.
 
@@ -53,6 +55,8 @@ def run(
         data_dir: Folder the recipe's paths start from.
         minutes: Time in training steps; pauses of the process do not count.
         steps: Length in steps, instead of minutes.
+        n_processes: More than one share out each batch, with one thread each; better than threads
+            where others use the same cores.
 
     Raises:
         TrainingError: Neither or both of minutes and steps are given, or they are not above 0.
@@ -75,8 +79,16 @@ def run(
         _Saver(out, identity),
         partial(_read_minutes, path=out / "minutes", budget=budget),
     ]
-    loss_fn = next_token_loss(config, spec, dtype=dtype, is_compiled=is_compiled)
-    fit(state, partial(_next_batches, mixture, recipe), loss_fn, spec=recipe.optimizer, budget=budget, watchers=watchers)
+    build_loss = partial(next_token_loss, config, spec, dtype=dtype, is_compiled=is_compiled)
+    fit(
+        state,
+        partial(_next_batches, mixture, recipe),
+        build_loss(),
+        spec=recipe.optimizer,
+        budget=budget,
+        accumulate=accumulate if n_processes == 1 else _workers(weights, build_loss, n_processes),
+        watchers=watchers,
+    )
     save_checkpoint(out, state, identity=identity)
     return export(config, state.weights, tokenizer, out / "model")
 
@@ -130,6 +142,11 @@ def _next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress:
     stage = mixture.stage(row=batch.late_row if is_late else batch.row, is_late=is_late)
     n_rows = batch.tokens // stage.row
     return [mixture.batch(stage, (state.step - (state.late_step or 0)) * n_rows, n_rows)]
+
+
+def _workers(weights: dict[str, Tensor], build_loss: Callable[[], LossFn], n_processes: int) -> Accumulate:
+    torch.set_num_threads(1)
+    return Workers(weights, build_loss, n_processes=n_processes).accumulate
 
 
 def _budget(minutes: float | None, steps: int | None) -> Budget:

@@ -15,6 +15,8 @@ from gemsmith.train.optimizer import OptimizerSpec, rate_factor, set_rates
 
 # (weights, batch) -> summed loss of the targets that count
 LossFn = Callable[[Mapping[str, Tensor], Batch], Float[Tensor, ""]]
+# (weights, micro-batches, loss function, scale) -> scaled loss, gradients added
+Accumulate = Callable[[Mapping[str, Tensor], Sequence[Batch], LossFn, float], float]
 
 
 @dataclass
@@ -75,8 +77,26 @@ class Clock:
         return seconds
 
 
+def accumulate(
+    weights: Mapping[str, Tensor], micro_batches: Sequence[Batch], loss_fn: LossFn, scale: float
+) -> float:
+    """Add the gradient of `scale` times the summed losses to the weights' own; return the scaled sum."""
+    total = 0.0
+    for batch in micro_batches:
+        loss = loss_fn(weights, batch) * scale
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
 def train_step(
-    state: TrainState, micro_batches: Sequence[Batch], loss_fn: LossFn, *, spec: OptimizerSpec, factor: float = 1.0
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    loss_fn: LossFn,
+    *,
+    spec: OptimizerSpec,
+    factor: float = 1.0,
+    accumulate: Accumulate = accumulate,
 ) -> StepReport:
     """Make one update of the mean loss over all targets of all micro-batches.
 
@@ -85,6 +105,7 @@ def train_step(
 
     Args:
         factor: Share of the peak rates.
+        accumulate: Another way to the same gradients, such as `Workers.accumulate`.
 
     Raises:
         TrainingError: Loss or gradient are not finite; nothing was updated.
@@ -92,11 +113,7 @@ def train_step(
     n_targets = sum(int(batch.loss_mask.sum()) for batch in micro_batches)
     if n_targets == 0:
         raise TrainingError(f"a step must have targets that count; got none in step {state.step}. Check loss masks.")
-    nll = 0.0
-    for batch in micro_batches:
-        loss = loss_fn(state.weights, batch) / n_targets
-        loss.backward()
-        nll += float(loss.detach())
+    nll = accumulate(state.weights, micro_batches, loss_fn, 1.0 / n_targets)
     norm = float(torch.nn.utils.clip_grad_norm_(state.weights.values(), spec.clip, foreach=True))
     if not (math.isfinite(nll) and math.isfinite(norm)):
         bad = next((n for n, w in state.weights.items() if w.grad is not None and not w.grad.isfinite().all()), "loss")
@@ -120,6 +137,7 @@ def fit(
     *,
     spec: OptimizerSpec,
     budget: Budget,
+    accumulate: Accumulate = accumulate,
     watchers: Iterable[Callable[[TrainState, StepReport], None]] = (),
 ) -> TrainState:
     """Train until the budget is spent.
@@ -132,7 +150,9 @@ def fit(
     while (progress := budget.progress(state)) < 1.0:
         start = time.perf_counter()
         factor = rate_factor(state.step, progress, spec)
-        report = train_step(state, batches(state, progress), loss_fn, spec=spec, factor=factor)
+        report = train_step(
+            state, batches(state, progress), loss_fn, spec=spec, factor=factor, accumulate=accumulate
+        )
         state.seconds += clock.counted(time.perf_counter() - start)
         for watch in watchers:
             watch(state, report)
