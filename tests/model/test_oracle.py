@@ -4,11 +4,11 @@ import statistics
 
 import pytest
 import torch
-from oracle import oracle, oracle_logits
-from tiny import FAMILIES, WINDOW, tiny_network
 
 from gemsmith.model.cache import KVCache
 from gemsmith.model.layout import Layout
+from oracle import oracle, oracle_logits
+from tiny import FAMILIES, WINDOW, tiny_network
 
 LENGTHS = (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 3)
 TOLERANCE = 1e-4

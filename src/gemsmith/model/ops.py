@@ -32,7 +32,7 @@ def plain_only() -> Iterator[None]:
         _only_plain = before
 
 
-def linear(x: Float[Tensor, "T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "T d_out"]:
+def linear(x: Float[Tensor, "*T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*T d_out"]:
     """Return x @ weight.T, whichever form the weight is stored in."""
     return packed_linear.linear(x, weight) if weight.is_mkldnn else F.linear(x, weight)
 

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from gemsmith.config import ARCHITECTURES, preset
+from gemsmith.errors import CacheError
+from gemsmith.model.cache import KVCache, cache_bytes, held_positions, n_places
+from tiny import WINDOW, tiny_config
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_cache_bytes_follow_the_formula_for_every_preset(name: str) -> None:
+    config, capacity = preset(name), min(8192, preset(name).max_seq_len)
+    cache = KVCache(config, capacity=capacity, dtype=torch.bfloat16, device="meta")
+    by_hand = 0
+    for layer in config.layers:
+        places = capacity if layer.window is None else min(capacity, layer.window + 512)
+        by_hand += 2 * layer.n_kv_heads * layer.head_dim * places * 2
+    assert cache.n_bytes == cache_bytes(config, capacity) == by_hand
+
+
+def test_gemma_2_2b_at_8192_takes_three_quarters_of_a_full_cache_plus_the_slack() -> None:
+    config = preset("gemma-2-2b")
+    full = 26 * 2 * 4 * 256 * 8192 * 2
+    slack = 13 * 2 * 4 * 256 * 512 * 2
+    assert cache_bytes(config, 8192) == 0.75 * full + slack
+
+
+def test_short_contexts_need_no_ring() -> None:
+    assert n_places(4096, 1024, 512) == 1024
+    assert n_places(4096, 8192, 512) == 4608
+    assert n_places(None, 8192, 512) == 8192
+
+
+@pytest.mark.parametrize(("length", "places"), [(0, 5), (3, 5), (5, 5), (6, 5), (13, 5)])
+def test_ring_holds_the_last_positions_each_at_its_own_place(length: int, places: int) -> None:
+    ring = [-1] * places
+    for position in range(length):
+        ring[position % places] = position
+    assert held_positions(length, places).tolist() == ring
+
+
+def test_slots_are_counted_apart() -> None:
+    cache = KVCache(tiny_config(), n_slots=3, capacity=40, slack=4)
+    cache.reserve(1, 0, 7)
+    cache.reserve(2, 0, 2)
+    cache.reserve(1, 7, 1)
+    assert cache.lengths.tolist() == [0, 8, 2]
+    cache.clear(1)
+    assert cache.lengths.tolist() == [0, 0, 2]
+
+
+def test_copied_slot_continues_the_same_document() -> None:
+    cache = KVCache(tiny_config(), n_slots=2, capacity=40)
+    cache.reserve(0, 0, 7)
+    cache.keys[0][0].normal_()
+    cache.copy_slot(0, 1)
+    assert torch.equal(cache.keys[0][0], cache.keys[0][1])
+    assert cache.lengths.tolist() == [7, 7]
+
+
+def test_cache_refuses_what_does_not_fit() -> None:
+    cache = KVCache(tiny_config(), capacity=10)
+    with pytest.raises(CacheError, match="fit the cache's 10 tokens; got 0 \\+ 11"):
+        cache.reserve(0, 0, 11)
+    with pytest.raises(CacheError, match="continue where slot 0 ends, at 0; got 3"):
+        cache.reserve(0, 3, 1)
+    with pytest.raises(CacheError, match="one of the cache's 1; got 1"):
+        cache.reserve(1, 0, 1)
+    with pytest.raises(CacheError, match="at least 1; got 0"):
+        KVCache(tiny_config(), n_slots=0)
+
+
+def test_rollback_goes_back_no_further_than_the_slack_from_the_furthest_token() -> None:
+    cache = KVCache(tiny_config(), capacity=60, slack=4)
+    cache.reserve(0, 0, 4)
+    for start in range(4, 40, 4):
+        cache.reserve(0, start, 4)
+    cache.rollback(3)
+    with pytest.raises(CacheError, match="at most 4 tokens from the furthest one seen \\(40\\); got a return to 35"):
+        cache.rollback(2)
+    cache.rollback(1)
+    assert cache.lengths.tolist() == [36]
+    with pytest.raises(CacheError, match="within the 36 tokens of slot 0; got 37"):
+        cache.rollback(37)
+    cache.rollback(36)  # back to nothing needs no memory of what was
+    assert cache.lengths.tolist() == [0]
+
+
+def test_rollback_is_free_where_nothing_was_overwritten() -> None:
+    cache = KVCache(tiny_config(), capacity=WINDOW + 4, slack=4)
+    cache.reserve(0, 0, WINDOW + 4)
+    cache.rollback(WINDOW)
+    assert cache.lengths.tolist() == [4]
