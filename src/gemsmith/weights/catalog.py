@@ -56,9 +56,9 @@ def find_model(name: str) -> Path:
     if name == BOX:
         return _complete(_box(), name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _complete(path, name)
-    if path.exists():
+    if name and path.exists():
         raise not_a_folder(path)
     if name.startswith(KAGGLE):
         found, hub_name = _kaggle_folder(name.removeprefix(KAGGLE)), name

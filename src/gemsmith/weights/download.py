@@ -109,7 +109,8 @@ def _stream(out: BinaryIO, file: RemoteFile, headers: Mapping[str, str], on_byte
             # The server sends all of it again.
             out.truncate(0)
             on_bytes(-start)
-        for chunk in response.iter_bytes(_CHUNK_BYTES):
+        # As it arrives: gathered into chunks of one size, the last part before a cut would be lost.
+        for chunk in response.iter_bytes():
             out.write(chunk)
             on_bytes(len(chunk))
 

@@ -12,6 +12,7 @@ _ADVICE = {
     "a GGUF file": "GGUF is not read by this version: take the safetensors folder of the same model.",
     "a pickle": "A pickle can run code, so none is ever opened: take the safetensors folder of the same model.",
 }
+_ADVICE["a pickle in a zip archive"] = _ADVICE["a pickle"]
 _PLAIN = "Take the folder with config.json and model.safetensors of the same model."
 
 
@@ -35,7 +36,7 @@ def not_a_folder(path: Path) -> CheckpointError:
     kind = file_kind(path)
     if path.suffix == ".safetensors":
         return CheckpointError(f"model must be a folder; got the file {str(path)!r}. Name its folder instead.")
-    advice = _ADVICE.get((kind or "").removesuffix(" in a zip archive"), _PLAIN)
+    advice = _ADVICE.get(kind or "", _PLAIN)
     return CheckpointError(f"model must be a folder; got {str(path)!r}, which is {kind or 'a file'}. {advice}")
 
 

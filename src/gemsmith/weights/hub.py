@@ -64,10 +64,9 @@ def _endpoint() -> str:
 
 
 def _pull(hub_name: str, revision: str, *, show_progress: bool) -> Path:
-    from huggingface_hub import HfApi
     from huggingface_hub.utils import build_hf_headers
 
-    info = HfApi(endpoint=_endpoint()).model_info(hub_name, revision=revision, files_metadata=True, timeout=30)
+    info = _repository(hub_name, revision)
     files = _needed(info, hub_name)
     repository = hub_cache() / f"models--{hub_name.replace('/', '--')}"
     snapshot = repository / "snapshots" / str(info.sha)
@@ -84,6 +83,19 @@ def _pull(hub_name: str, revision: str, *, show_progress: bool) -> Path:
     reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(str(info.sha))
     return snapshot
+
+
+def _repository(hub_name: str, revision: str) -> Any:
+    """Return what the hub says about a model and its files."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi(endpoint=_endpoint()).model_info(hub_name, revision=revision, files_metadata=True, timeout=30)
+    except (TypeError, KeyError, ValueError) as error:
+        raise HubError(
+            f"hub must answer in its own format; got {error} from {_endpoint()} for {hub_name!r}. "
+            "Check the name, and HF_ENDPOINT if it is set."
+        ) from error
 
 
 def _needed(info: Any, hub_name: str) -> list[RemoteFile]:
@@ -180,11 +192,6 @@ def _explaining(hub_name: str) -> Iterator[None]:
         raise HubError(
             f"hub must be reachable; got {error} from {_endpoint()} while asked for {hub_name!r}. Is there a network? "
             "Models that are here already: gemsmith models"
-        ) from error
-    except ValueError as error:
-        raise HubError(
-            f"hub must answer in its own format; got {error} from {_endpoint()} for {hub_name!r}. "
-            "Check the name, and HF_ENDPOINT if it is set."
         ) from error
 
 
