@@ -109,6 +109,16 @@ def test_trap_turns_of_one_role_are_merged() -> None:
     assert merged == chat(("user", "A\n\nB\n\nHi\n\nthere"), ("model", "a\n\nb"))
 
 
+def test_trap_the_markers_are_found_by_name_not_by_id() -> None:
+    """They are 106 and 107 in Gemma 1 and 2, 105 and 106 in Gemma 3."""
+    pieces = {105: "<start_of_turn>", 106: "<end_of_turn>", 107: "<unused98>"}
+    changes = {token_id: Piece(text, 0.0, USER_DEFINED) for token_id, text in pieces.items()}
+    tokenizer = Tokenizer(Vocabulary.from_bytes(SMALL.read_bytes()).with_pieces(changes))
+    token_ids = compile_chat([Turn("user", "Hi")], tokenizer, family="gemma3", open_answer=True).token_ids
+    assert [i for i in token_ids if i in tokenizer.control_ids] == [2, 105, 106, 105]
+    assert stop_ids(tokenizer, preset("gemma-3-1b")) == {1, 106}
+
+
 def test_the_loss_counts_answers_and_their_terminator() -> None:
     compiled = chat(("user", "Hi"), ("model", "Hello!"), ("user", "And?"), ("model", "Bye."))
     learned = [i for i, counts in zip(compiled.token_ids, compiled.loss_mask, strict=True) if counts]

@@ -4,6 +4,9 @@ Plain text never becomes a control id. Gemma's vocabulary holds `<end_of_turn>` 
 user-defined pieces, which SentencePiece cuts out of any text that spells them; whoever writes them
 into a chat could then end a turn. So text is encoded by a second processor over the same vocabulary
 in which those pieces are control pieces, reachable by id only.
+
+Ids equal sentencepiece's, its one loss included: it writes a space as U+2581, so that character
+comes back as a space. `<bos>`, `<eos>`, `<pad>` and `<unk>` are read from no text, even with `control`.
 """
 
 import codecs

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -20,10 +19,35 @@ from vocab import HOSTILE, SMALL, golden, small_tokenizer, write_tokenizer_json
 META = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
-@cache
-def converted(by_score: bool) -> tuple[tokenizers.Tokenizer, Tokenizer, Path]:
-    path = Path(mkdtemp()) / "tokenizer.json"
-    return write_tokenizer_json(SMALL, path, by_score=by_score), Tokenizer.load(path), path
+@dataclass(frozen=True)
+class Conversion:
+    library: tokenizers.Tokenizer
+    ours: Tokenizer
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def conversions(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Conversion]:
+    """Return the small vocabulary converted in both orders of merges."""
+    found = {}
+    for by_score in (True, False):
+        path = tmp_path_factory.mktemp("json") / "tokenizer.json"
+        found[by_score] = Conversion(write_tokenizer_json(SMALL, path, by_score=by_score), Tokenizer.load(path), path)
+    return found
+
+
+@pytest.fixture
+def edited(conversions: dict[bool, Conversion], tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+    """Return a function that writes the file changed."""
+
+    def edit(change: Callable[[dict[str, Any]], object]) -> Path:
+        document = json.loads(conversions[True].path.read_text())
+        change(document)
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(document))
+        return path
+
+    return edit
 
 
 def comparable(text: str) -> bool:
@@ -31,28 +55,22 @@ def comparable(text: str) -> bool:
     return not any(piece in text for piece in META) and "\u2581" not in text
 
 
-def edited(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    document = json.loads(converted(True)[2].read_text())
-    change(document)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(document))
-    return path
-
-
 @pytest.mark.parametrize("by_score", [True, False])
 @pytest.mark.parametrize(
     "row", [row for row in golden("small") if comparable(row["text"])], ids=lambda row: row["name"]
 )
-def test_hostile_texts_get_the_ids_of_the_library(row: dict, by_score: bool) -> None:
-    library, ours, _ = converted(by_score)
+def test_hostile_texts_get_the_ids_of_the_library(
+    conversions: dict[bool, Conversion], row: dict, by_score: bool
+) -> None:
+    library, ours = conversions[by_score].library, conversions[by_score].ours
     assert ours.encode(row["text"], control=True) == library.encode(row["text"], add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("by_score", [True, False])
 @given(text=HOSTILE)
 @settings(deadline=None)
-def test_any_text_gets_the_ids_of_the_library(by_score: bool, text: str) -> None:
-    library, ours, _ = converted(by_score)
+def test_any_text_gets_the_ids_of_the_library(conversions: dict[bool, Conversion], by_score: bool, text: str) -> None:
+    library, ours = conversions[by_score].library, conversions[by_score].ours
     if comparable(text):
         assert ours.encode(text, control=True) == library.encode(text, add_special_tokens=False).ids
     assert not ours.control_ids & set(ours.encode(text))
@@ -60,29 +78,31 @@ def test_any_text_gets_the_ids_of_the_library(by_score: bool, text: str) -> None
 
 
 @pytest.mark.parametrize("by_score", [True, False])
-def test_runs_of_spaces_are_divided_as_the_file_merges_them(by_score: bool) -> None:
-    library, ours, _ = converted(by_score)
+def test_runs_of_spaces_are_divided_as_the_file_merges_them(
+    conversions: dict[bool, Conversion], by_score: bool
+) -> None:
+    library, ours = conversions[by_score].library, conversions[by_score].ours
     texts = [f"x{' ' * n}wolf{' ' * n}\n{' ' * n}" for n in range(80)]
     assert [ours.encode(text) for text in texts] == [library.encode(text).ids for text in texts]
     if not by_score:
         assert ours.encode(texts[20]) != small_tokenizer().encode(texts[20])
 
 
-def test_it_is_the_vocabulary_it_was_converted_from() -> None:
-    ours, original = converted(True)[1], small_tokenizer()
+def test_it_is_the_vocabulary_it_was_converted_from(conversions: dict[bool, Conversion]) -> None:
+    ours, original = conversions[True].ours, small_tokenizer()
     assert [ours.piece(i) for i in range(ours.vocab_size)] == [original.piece(i) for i in range(original.vocab_size)]
     assert ours.control_ids == original.control_ids
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (2, 1, 0, 3)
 
 
-def test_merges_written_as_one_string_are_read(tmp_path: Path) -> None:
+def test_merges_written_as_one_string_are_read(edited: Callable) -> None:
     def join(document: dict[str, Any]) -> None:
         document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
 
-    assert Tokenizer.load(edited(tmp_path, join)).encode("The old wolf") == small_tokenizer().encode("The old wolf")
+    assert Tokenizer.load(edited(join)).encode("The old wolf") == small_tokenizer().encode("The old wolf")
 
 
-def test_a_byte_piece_called_tab_is_the_byte(tmp_path: Path) -> None:
+def test_a_byte_piece_called_tab_is_the_byte(edited: Callable) -> None:
     """Files converted from a vocabulary without a tab, as Gemma 1 and 2 are, have one in place of `<0x09>`."""
 
     def rename(document: dict[str, Any]) -> None:
@@ -91,7 +111,7 @@ def test_a_byte_piece_called_tab_is_the_byte(tmp_path: Path) -> None:
         vocab["\t"] = vocab.pop("<0x09>")
         document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != "\t"]
 
-    path = edited(tmp_path, rename)
+    path = edited(rename)
     ours, library = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
     text = "a\tb\t\tc"
     assert ours.encode(text) == library.encode(text).ids
@@ -99,10 +119,10 @@ def test_a_byte_piece_called_tab_is_the_byte(tmp_path: Path) -> None:
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_an_added_token_is_control(tmp_path: Path) -> None:
+def test_an_added_token_is_control(edited: Callable) -> None:
     token = {"id": 2048, "content": "<my tool>", "normalized": False, "special": False}
     rest = {"single_word": False, "lstrip": False, "rstrip": False}
-    path = edited(tmp_path, lambda document: document["added_tokens"].append(token | rest))
+    path = edited(lambda document: document["added_tokens"].append(token | rest))
     ours, library = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
     assert ours.encode("a<my tool>b", control=True) == library.encode("a<my tool>b").ids
     assert 2048 in ours.control_ids
@@ -125,9 +145,9 @@ def test_an_added_token_is_control(tmp_path: Path) -> None:
         ("'vocab'", lambda d: d["model"].pop("vocab")),
     ],
 )
-def test_a_file_that_says_something_else_is_refused(tmp_path: Path, name: str, change: Callable) -> None:
+def test_a_file_that_says_something_else_is_refused(edited: Callable, name: str, change: Callable) -> None:
     with pytest.raises(TokenizerError, match=name):
-        Tokenizer.load(edited(tmp_path, change))
+        Tokenizer.load(edited(change))
 
 
 def shift_last(vocab: dict[str, int]) -> None:
@@ -139,8 +159,8 @@ def rename_eos(document: dict[str, Any]) -> None:
     document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != "<eos>"]
 
 
-def test_a_normalizer_alone_in_a_sequence_is_the_normalizer() -> None:
-    document = json.loads(converted(True)[2].read_text())
+def test_a_normalizer_alone_in_a_sequence_is_the_normalizer(conversions: dict[bool, Conversion]) -> None:
+    document = json.loads(conversions[True].path.read_text())
     document["normalizer"] = {"type": "Sequence", "normalizers": [document["normalizer"]]}
     assert TokenizerJson.parse(json.dumps(document).encode()).texts[2] == "<bos>"
 
