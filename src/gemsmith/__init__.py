@@ -9,7 +9,6 @@ A name is imported when it is first used, so that the command line starts withou
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,6 +93,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Return a public name, imported now and kept for the next time."""
     if name == "__version__":
+        from importlib.metadata import version
+
         value: object = version("gemsmith")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)

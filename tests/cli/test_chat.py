@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gemsmith.cli.chat import read_lines
 from gemsmith.cli.conversation import Conversation
 from gemsmith.cli.main import main
 from gemsmith.infer.generate import Generation
@@ -131,14 +132,14 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
 
     def interrupted(generation: Generation) -> None:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 16:
             raise KeyboardInterrupt
         advance(generation)
 
     monkeypatch.setattr(Generation, "step", interrupted)
-    status, _, err = talk("/set temperature 0", "Hello", "And then?")
+    status, _, err = talk("/set temperature 0", "/set max_new_tokens 30", "Hello", "/set max_new_tokens 2", "And then?")
     assert status == 0
-    assert "[3 tokens" in err
+    assert "[15 tokens" in err
     assert [role for role, _ in prompts[1]] == ["user", "model", "user"]
 
 
@@ -180,44 +181,72 @@ class Terminal:
         os.write(self.screen, text.encode())
 
     def press_ctrl_c(self) -> None:
+        time.sleep(0.1)  # the prompt is on the screen a moment before its reader waits
         self.process.send_signal(signal.SIGINT)
 
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.screen)
 
-@pytest.fixture
-def terminal(folder: Path) -> Iterator[Terminal]:
-    if sys.platform == "win32":
-        pytest.skip("Windows has no pseudo-terminals")
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_in_a_terminal_ctrl_c_stops_an_answer_and_twice_at_the_prompt_leaves(folder: Path) -> None:
     terminal = Terminal("chat", "--model", str(folder), "-n", "230")
-    terminal.wait_for("> ")
-    yield terminal
-    terminal.process.kill()
-    terminal.process.wait()
-    os.close(terminal.screen)
+    try:
+        terminal.wait_for("> ")
+        terminal.type("/set temperature 0\n")
+        terminal.wait_for("seed None")
+        terminal.type("Hello\n")
+        terminal.wait_for("Hello\r\n")
+        terminal.press_ctrl_c()
+        terminal.wait_for("stopped]")
+        terminal.wait_for("> ")
+        terminal.press_ctrl_c()
+        terminal.wait_for("/quit to leave")
+        terminal.press_ctrl_c()
+        assert terminal.process.wait(timeout=60) == 130
+    finally:
+        terminal.close()
 
 
-def test_in_a_terminal_ctrl_c_stops_an_answer(terminal: Terminal) -> None:
-    terminal.type("/set temperature 0\n")
-    terminal.wait_for("seed None")
-    terminal.type("Hello\n")
-    terminal.wait_for("Hello\r\n")
-    time.sleep(0.5)
-    terminal.press_ctrl_c()
-    terminal.wait_for("stopped]")
-    terminal.wait_for("> ")
-    terminal.type("/quit\n")
-    assert terminal.process.wait(timeout=60) == 0
+class Keyboard(io.StringIO):
+    """A terminal's stdin."""
+
+    def isatty(self) -> bool:
+        return True
 
 
-def test_in_a_terminal_ctrl_c_twice_at_the_prompt_leaves(terminal: Terminal) -> None:
-    terminal.press_ctrl_c()
-    terminal.wait_for("/quit to leave")
-    terminal.press_ctrl_c()
-    assert terminal.process.wait(timeout=60) == 130
+def typed(monkeypatch: pytest.MonkeyPatch, *keys: str | type[BaseException]) -> None:
+    """Have `input` return lines and raise what Ctrl-C and Ctrl-D raise."""
+    waiting = list(keys)
+
+    def answer(prompt: str = "") -> str:
+        key = waiting.pop(0)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("builtins.input", answer)
 
 
-def test_in_a_terminal_ctrl_d_leaves(terminal: Terminal) -> None:
-    terminal.type("\x04")
-    assert terminal.process.wait(timeout=60) == 0
+def test_ctrl_d_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, "one", EOFError)
+    assert list(read_lines()) == ["one"]
+
+
+def test_a_line_between_two_ctrl_c_makes_them_two_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, KeyboardInterrupt, "one", KeyboardInterrupt, "two", EOFError)
+    assert list(read_lines()) == ["one", "two"]
+
+
+def test_two_ctrl_c_in_a_row_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, "one", KeyboardInterrupt, KeyboardInterrupt, "two")
+    lines = read_lines()
+    assert next(lines) == "one"
+    with pytest.raises(KeyboardInterrupt):
+        next(lines)
 
 
 def test_escape_sequences_of_a_model_do_not_reach_a_terminal(

@@ -52,7 +52,7 @@ def chat(
     for line in read_lines():
         if line.strip() in ("/quit", "/exit"):
             break
-        with shown_errors():
+        with survived():
             take(session, line)
     return 0
 
@@ -102,12 +102,14 @@ def required(words: str, command: str) -> str:
 
 
 @contextlib.contextmanager
-def shown_errors() -> Iterator[None]:
-    """Show what went wrong with one line and let the conversation go on."""
+def survived() -> Iterator[None]:
+    """Let the conversation go on after a line that went wrong or was stopped by Ctrl-C."""
     try:
         yield
     except GemsmithError as error:
         say(f"gemsmith: {error}")
+    except KeyboardInterrupt:
+        say("[stopped]")
 
 
 def read_lines() -> Iterator[str]:

@@ -1,0 +1,42 @@
+"""eval bpb gives bits per byte of a file."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gemsmith.cli.main import main
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": "The fox ran home.", "other": "Rain."}, {"text": "An old tree slept.", "other": "Rain."}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_bits_per_byte_are_those_the_model_scores(
+    folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gemsmith.infer.load import load
+
+    assert main(["eval", "bpb", str(folder), str(texts), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    words = ["The fox ran home.", "An old tree slept."]
+    lm = load(folder)
+    nats = -sum(math.fsum(lm.score(text).logprobs) for text in words)
+    n_bytes = sum(map(len, words))
+    assert found["n_bytes"] == n_bytes
+    assert found["bpb"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-4)
+
+
+def test_another_field_can_be_measured(folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "bpb", str(folder), str(texts), "--field", "other"]) == 0
+    assert "bits per byte (10 bytes" in capsys.readouterr().out
+
+
+def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "bpb", str(folder), "nowhere.jsonl"]) == 1
+    assert "nowhere.jsonl" in capsys.readouterr().err
