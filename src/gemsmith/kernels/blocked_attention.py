@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gemsmith.kernels import capped_attention
+
 # Scores of one block, over all heads. A few megabytes of float32 stay in the second-level cache
 # of common CPUs; larger blocks pay for main memory at every pass over the scores.
 MAX_BLOCK_SCORES = 1 << 20
@@ -22,6 +24,8 @@ def attention(
     cap: float | None,
 ) -> Float[Tensor, "B T N H"]:
     """Return what ops.plain_attention returns, without ever holding all scores at once."""
+    if capped_attention.is_suitable(q, scale=scale, cap=cap) and cap is not None:
+        return capped_attention.attention(q, k, v, mask, cap=cap)
     n_rows, n_tokens, n_heads, _ = q.shape
     size = max(1, MAX_BLOCK_SCORES // (n_rows * n_heads * k.shape[2]))
     attend = _uncapped if cap is None else partial(_capped, cap=cap)
@@ -68,13 +72,12 @@ def _capped(
     n_kv_heads = k.shape[1]
     stacked = q.unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # B K (G T) H
     scores = torch.matmul(stacked, k.transpose(2, 3)).float()  # B K (G T) S
-    scores = torch.tanh(scores * (scale / cap)) * cap
+    scores = torch.tanh(scores if scale == cap else scores * (scale / cap)) * cap
     scores = scores.unflatten(2, (-1, n_tokens))  # B K G T S
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None], torch.finfo(torch.float32).min)
     weights = torch.softmax(scores, dim=-1)
-    if mask is not None:
-        weights = weights.masked_fill(~mask[:, None, None], 0.0)
     out = torch.matmul(weights.to(v.dtype).flatten(2, 3), v)  # B K (G T) H
     out = out.unflatten(2, (-1, n_tokens)).permute(0, 3, 1, 2, 4)  # B T K G H
-    return out.reshape(n_rows, n_tokens, n_heads, head_dim)
+    out = out.reshape(n_rows, n_tokens, n_heads, head_dim)
+    return out if mask is None else out.masked_fill(~mask.any(-1)[:, :, None, None], 0.0)

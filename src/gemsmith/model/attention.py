@@ -161,7 +161,9 @@ class Attention(nn.Module):
         spec, adapters = self.spec, step.layout.adapters
         angles = step.angles(spec)
         q = self.q_proj(x, adapters).unflatten(-1, (spec.n_heads, spec.head_dim))
-        q = ops.rotate(q if self.q_norm is None else self.q_norm(q), angles)
+        # The scale goes into q before its one rounding; scores are then q.k, or cap * tanh(q.k).
+        factor = spec.attn_scale if spec.attn_softcap is None else spec.attn_scale / spec.attn_softcap
+        q = ops.rotate(q if self.q_norm is None else self.q_norm(q), angles, factor=factor)
         if spec.kv_source is None:
             k = self.k_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
             v = self.v_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
@@ -170,15 +172,17 @@ class Attention(nn.Module):
 
     def _read(self, q: Float[Tensor, "T N H"], step: Pass) -> Float[Tensor, "T N H"]:
         """Return the values each query collects, block by block of the plan."""
-        spec, rows = self.spec, q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
+        cap = self.spec.attn_softcap
+        scale = 1.0 if cap is None else cap  # what is left of the scale, see forward
+        rows = q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
         keys, values = step.kept(self.source)
         outputs, done = [], 0
-        for block in step.plan(spec.window, keys.shape[2]):
+        for block in step.plan(self.spec.window, keys.shape[2]):
             if block.queries.start > done:  # filler tokens in between see nothing
                 outputs.append(torch.zeros_like(rows[:, done : block.queries.start]))
             k, v = keys[block.slots, :, block.keys], values[block.slots, :, block.keys]
             queries = rows[:, block.queries]
-            outputs.append(ops.attention(queries, k, v, block.mask, scale=spec.attn_scale, cap=spec.attn_softcap))
+            outputs.append(ops.attention(queries, k, v, block.mask, scale=scale, cap=cap))
             done = block.queries.stop
         if done < rows.shape[1]:
             outputs.append(torch.zeros_like(rows[:, done:]))

@@ -79,10 +79,15 @@ def rope_angles(
 
 
 def rotate(
-    x: Float[Tensor, "T heads H"], angles: tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]
+    x: Float[Tensor, "T heads H"],
+    angles: tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]],
+    *,
+    factor: float = 1.0,
 ) -> Float[Tensor, "T heads H"]:
-    """Return x with the pair (i, i + H/2) of every head turned by its angle, in float32."""
+    """Return x with the pair (i, i + H/2) of every head turned by its angle and times `factor`, in float32."""
     cos, sin = angles[0][:, None], angles[1][:, None]
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
