@@ -94,7 +94,7 @@ def test_changed_bytes_are_named(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, train(new_state(), until=1), identity=IDENTITY)
-    with pytest.raises(CheckpointError, match="recipe must be what the checkpoint was made with.*'fedcba'"):
+    with pytest.raises(CheckpointError, match=r"recipe must be what the checkpoint was made with.*'fedcba'"):
         load_checkpoint(folder, new_state(), identity={"recipe": "fedcba"})
 
 

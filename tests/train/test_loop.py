@@ -21,9 +21,7 @@ from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import OptimizerSpec, build_optimizers, rate_factor
 
 _LOCAL = LayerSpec("local", 4, 2, 8, 24, attn_scale=8**-0.5, window=5, attn_softcap=3.0)
-CONFIG = ModelConfig(
-    "gemma2", 64, 16, 64, (_LOCAL, replace(_LOCAL, kind="global", window=None)), final_softcap=5.0
-)
+CONFIG = ModelConfig("gemma2", 64, 16, 64, (_LOCAL, replace(_LOCAL, kind="global", window=None)), final_softcap=5.0)
 SPEC = OptimizerSpec(matrix_rate=0.01, other_rate=0.01)
 LOSS = next_token_loss(CONFIG, LossSpec(CONFIG.final_softcap, chunk=16))
 
@@ -117,9 +115,7 @@ def test_accumulation_equals_the_big_batch_whatever_the_sizes() -> None:
     batches = [packed([30], row=32, seed=1), packed([3], row=32, seed=2), packed([20, 7], row=32, seed=3)]
     big = Batch(*(torch.cat([getattr(b, f) for b in batches]) for f in Batch.__dataclass_fields__))
     apart, together = new_state(), new_state()
-    reports = [
-        train_step(state, micro, LOSS, spec=SPEC) for state, micro in ((apart, batches), (together, [big]))
-    ]
+    reports = [train_step(state, micro, LOSS, spec=SPEC) for state, micro in ((apart, batches), (together, [big]))]
     assert reports[0].nll == pytest.approx(reports[1].nll, rel=1e-6)
     assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-5)
     # Only the tables AdamW and Muon step from must agree; their first step divides by tiny gradients.

@@ -41,14 +41,15 @@ def read_rows(path: Path) -> Iterator[dict[str, object]]:
     if not path.is_file():
         raise DataError(f"data must be a file of JSON lines; got {str(path)!r}, which is not there. Check the path.")
     with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-        number = 0
+        number = 1
         try:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
                 if line.strip():
                     yield _object(line)
+                number += 1
         except (ValueError, lzma.LZMAError, EOFError, OSError) as error:
             raise DataError(
-                f"data must hold one JSON object per line, in UTF-8; got an error near line {max(number, 1)} of "
+                f"data must hold one JSON object per line, in UTF-8; got an error near line {number} of "
                 f"{path.name} ({error}). Repair or remove the line."
             ) from error
 

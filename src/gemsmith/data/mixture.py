@@ -101,9 +101,14 @@ class Mixture:
         key = (name, epoch, stage)
         if key not in self._epochs:
             seed = (self.seed, int.from_bytes(name.encode(), "big") % 2**63, epoch)
-            self._epochs[key] = pack_epoch(
+            rows = pack_epoch(
                 self.shards[name], row=stage.row, breaks=self.breaks, seed=seed, is_backward=stage.is_late
             )
+            if not rows:
+                raise DataError(
+                    f"row must be long enough for the conversations of {name!r}; got {stage.row}. Use longer rows."
+                )
+            self._epochs[key] = rows
         return self._epochs[key]
 
     def _row(self, name: str, pieces: list[Piece], row: int) -> tuple[NDArray, ...]:

@@ -1,7 +1,7 @@
 """Tokenized sources on disk: one flat array of ids, which of them count in the loss, and where documents begin."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def build_shard(documents: Iterable[Tokenized], *, is_chat: bool) -> Shard:
     return Shard(np.concatenate(ids), np.concatenate(scored), offsets, is_chat)
 
 
-def cached_shard(folder: Path, name: str, stamp: dict[str, object], build: Callable[[], Shard]) -> Shard:
+def cached_shard(folder: Path, name: str, stamp: Mapping[str, object], build: Callable[[], Shard]) -> Shard:
     """Return the shard of a source from `folder`, building it when it is missing or made from something else.
 
     Args:
@@ -68,13 +68,13 @@ def cached_shard(folder: Path, name: str, stamp: dict[str, object], build: Calla
     info_path = folder / f"{name}.json"
     if info_path.is_file():
         info = json.loads(info_path.read_text())
-        if info.pop("is_chat") is not None and info["stamp"] == stamp:
+        if info.pop("is_chat") is not None and info["stamp"] == dict(stamp):
             return _read(folder, name)
     shard = build()
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("token_ids", "scored", "offsets"):
         np.save(folder / f"{name}.{part}.npy", getattr(shard, part))
-    info_path.write_text(json.dumps({"stamp": stamp, "is_chat": shard.is_chat}))
+    info_path.write_text(json.dumps({"stamp": dict(stamp), "is_chat": shard.is_chat}))
     return shard
 
 

@@ -36,7 +36,8 @@ class Source:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise DataError(
-                f"form must be one of {', '.join(FORMS)}; got {self.form!r} in source {self.name!r}. Choose one of them."
+                f"form must be one of {', '.join(FORMS)}; got {self.form!r} in source {self.name!r}. "
+                "Choose one of them."
             )
         if not self.share >= 0:
             raise DataError(f"share must be 0 or more; got {self.share!r} in source {self.name!r}. Correct the recipe.")

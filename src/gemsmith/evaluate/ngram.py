@@ -35,9 +35,7 @@ class NgramModel:
     bos_id: int
 
     @classmethod
-    def train(
-        cls, documents: Iterable[Sequence[int]], *, vocab_size: int, bos_id: int, n: int = 5
-    ) -> "NgramModel":
+    def train(cls, documents: Iterable[Sequence[int]], *, vocab_size: int, bos_id: int, n: int = 5) -> "NgramModel":
         """Count n-grams of every order up to `n` in documents of ids, each for itself."""
         token_ids, is_target = _lay_out(documents, bos_id, n)
         orders: list[_Order] = []

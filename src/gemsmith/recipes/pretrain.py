@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +35,25 @@ _SAVE_EVERY = 300.0  # seconds of wall time
 _FAMILY = "gemma2"
 
 
+@dataclass(frozen=True)
+class Compute:
+    """How the arithmetic of a run is done.
+
+    Attributes:
+        dtype: Of the blocks' arithmetic; weights and optimizer stay in float32.
+        is_compiled: Fuse with torch.compile, which needs a C++ compiler.
+        n_processes: More than one share out each batch, with one thread each; better than threads
+            where others use the same cores.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    is_compiled: bool = True
+    n_processes: int = 1
+
+
+DEFAULT_COMPUTE = Compute()
+
+
 def run(
     recipe_path: Path,
     *,
@@ -42,9 +61,7 @@ def run(
     out: Path,
     minutes: float | None = None,
     steps: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    is_compiled: bool = True,
-    n_processes: int = 1,
+    compute: Compute = DEFAULT_COMPUTE,
 ) -> Path:
     """Train a recipe in the run folder `out` and return the model folder; a run begun there goes on.
 
@@ -55,8 +72,6 @@ def run(
         data_dir: Folder the recipe's paths start from.
         minutes: Time in training steps; pauses of the process do not count.
         steps: Length in steps, instead of minutes.
-        n_processes: More than one share out each batch, with one thread each; better than threads
-            where others use the same cores.
 
     Raises:
         TrainingError: Neither or both of minutes and steps are given, or they are not above 0.
@@ -79,14 +94,14 @@ def run(
         _Saver(out, identity),
         partial(_read_minutes, path=out / "minutes", budget=budget),
     ]
-    build_loss = partial(next_token_loss, config, spec, dtype=dtype, is_compiled=is_compiled)
+    build_loss = partial(next_token_loss, config, spec, dtype=compute.dtype, is_compiled=compute.is_compiled)
     fit(
         state,
         partial(_next_batches, mixture, recipe),
         build_loss(),
         spec=recipe.optimizer,
         budget=budget,
-        accumulate=accumulate if n_processes == 1 else _workers(weights, build_loss, n_processes),
+        accumulate=accumulate if compute.n_processes == 1 else _workers(weights, build_loss, compute.n_processes),
         watchers=watchers,
     )
     save_checkpoint(out, state, identity=identity)
@@ -103,9 +118,7 @@ def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: 
         shards[source.name] = cached_shard(folder, source.name, stamp, build)
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     breaks = np.array([bool(piece) and not piece.strip("\n") for piece in pieces])
-    return Mixture(
-        recipe.sources, shards, breaks, recipe.batch.seed, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id
-    )
+    return Mixture(recipe.sources, shards, breaks, recipe.batch.seed, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id)
 
 
 def export(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path) -> Path:

@@ -94,21 +94,18 @@ def read_recipe(path: Path) -> Recipe:
         raise DataError(f"recipe must be a TOML file; got {str(path)!r} ({error}). Check path and syntax.") from error
     _check_keys(table, [field.name for field in fields(Recipe)], "the recipe")
     sources = tuple(_read(Source, row, f"source {row.get('name')!r}") for row in table["sources"])
-    parts = {
-        name: _read(kind, table[name], f"[{name}]")
-        for name, kind in (
-            ("model", Shape), ("vocabulary", VocabularySpec), ("optimizer", OptimizerSpec), ("batch", BatchSpec),
-        )
-    }  # fmt: skip
-    batch: BatchSpec = parts["batch"]
+    batch = _read(BatchSpec, table["batch"], "[batch]")
+    model = _read(Shape, table["model"], "[model]")
+    vocabulary = _read(VocabularySpec, table["vocabulary"], "[vocabulary]")
+    optimizer = _read(OptimizerSpec, table["optimizer"], "[optimizer]")
     for name in ("row", "late_row"):
         row = getattr(batch, name)
-        if row < 2 or batch.tokens % row or row > parts["model"].max_seq_len:
+        if row < 2 or batch.tokens % row or row > model.max_seq_len:
             raise DataError(
                 f"{name} must divide the batch's {batch.tokens} tokens and fit max_seq_len; got {row}. "
                 "Choose a power of two."
             )
-    return Recipe(sources=sources, **parts)
+    return Recipe(model, vocabulary, optimizer, batch, sources)
 
 
 def _read(kind: type[T], table: Mapping[str, Any], place: str) -> T:

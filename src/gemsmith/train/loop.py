@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gemsmith.data.mixture import Batch
@@ -14,7 +13,7 @@ from gemsmith.errors import TrainingError
 from gemsmith.train.optimizer import OptimizerSpec, rate_factor, set_rates
 
 # (weights, batch) -> summed loss of the targets that count
-LossFn = Callable[[Mapping[str, Tensor], Batch], Float[Tensor, ""]]
+LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
 # (weights, micro-batches, loss function, scale) -> scaled loss, gradients added
 Accumulate = Callable[[Mapping[str, Tensor], Sequence[Batch], LossFn, float], float]
 
@@ -77,9 +76,7 @@ class Clock:
         return seconds
 
 
-def accumulate(
-    weights: Mapping[str, Tensor], micro_batches: Sequence[Batch], loss_fn: LossFn, scale: float
-) -> float:
+def accumulate(weights: Mapping[str, Tensor], micro_batches: Sequence[Batch], loss_fn: LossFn, scale: float) -> float:
     """Add the gradient of `scale` times the summed losses to the weights' own; return the scaled sum."""
     total = 0.0
     for batch in micro_batches:
@@ -150,9 +147,7 @@ def fit(
     while (progress := budget.progress(state)) < 1.0:
         start = time.perf_counter()
         factor = rate_factor(state.step, progress, spec)
-        report = train_step(
-            state, batches(state, progress), loss_fn, spec=spec, factor=factor, accumulate=accumulate
-        )
+        report = train_step(state, batches(state, progress), loss_fn, spec=spec, factor=factor, accumulate=accumulate)
         state.seconds += clock.counted(time.perf_counter() - start)
         for watch in watchers:
             watch(state, report)

@@ -27,12 +27,12 @@ class LossSpec:
 def chunked_loss(
     hidden: Float[Tensor, "T D"],
     head: Float[Tensor, "V D"],
-    targets: Int[Tensor, "T"],
+    targets: Int[Tensor, " T"],
     *,
-    loss_mask: Bool[Tensor, "T"],
+    loss_mask: Bool[Tensor, " T"],
     spec: LossSpec,
     is_compiled: bool = False,
-) -> Float[Tensor, ""]:
+) -> Tensor:
     """Return the summed loss in nats of the tokens that count; unscored tokens cost nothing.
 
     Gradients of `hidden` and `head` are computed chunk by chunk along with the loss, so a chunk's
@@ -46,11 +46,11 @@ def chunked_loss(
 def plain_loss(
     hidden: Float[Tensor, "T D"],
     head: Float[Tensor, "V D"],
-    targets: Int[Tensor, "T"],
+    targets: Int[Tensor, " T"],
     *,
-    loss_mask: Bool[Tensor, "T"],
+    loss_mask: Bool[Tensor, " T"],
     spec: LossSpec,
-) -> Float[Tensor, ""]:
+) -> Tensor:
     """Return what `chunked_loss` returns, the obvious way; tests compare the two."""
     logits = (hidden @ head.to(hidden.dtype).T).float()
     if spec.softcap is not None:
@@ -62,7 +62,7 @@ def plain_loss(
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, head, targets, loss_mask, spec, is_compiled):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, head, targets, loss_mask, spec, is_compiled):
         of_chunk = _compiled_chunk() if is_compiled else _loss_and_gradient
         scored = loss_mask.nonzero()[:, 0]
         rounded = head.to(hidden.dtype)
@@ -79,7 +79,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_total):  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden * grad_total, grad_head * grad_total, None, None, None, None
 

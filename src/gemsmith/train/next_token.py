@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gemsmith.config import ModelConfig
@@ -27,7 +26,7 @@ def next_token_loss(
     if is_compiled:
         forward = torch.compile(forward, dynamic=False)
 
-    def summed_loss(weights: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+    def summed_loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         hidden = forward(weights, batch.token_ids, documents=batch.documents, positions=batch.positions)
         return chunked_loss(
             hidden.flatten(0, 1),

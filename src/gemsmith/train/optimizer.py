@@ -36,7 +36,9 @@ class OptimizerSpec:
         for name in ("matrix_rate", "other_rate", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise TrainingError(f"{name} must be a number above 0; got {value!r}. Try 0.003 for a rate, 1 for clip.")
+                raise TrainingError(
+                    f"{name} must be a number above 0; got {value!r}. Try 0.003 for a rate, 1 for clip."
+                )
         if not 0 < self.decay_share <= 1:
             raise TrainingError(f"decay_share must lie above 0 and up to 1; got {self.decay_share!r}. Try 0.2.")
 

@@ -40,7 +40,7 @@ class Workers:
             shared = {name: weight.detach() for name, weight in weights.items()}
             context.Process(target=_serve, args=(theirs, shared, gradients, build_loss), daemon=True).start()
             theirs.close()
-            self.pipes.append(ours)
+            self.pipes.append(ours)  # pyright: ignore[reportArgumentType]
             self.gradients.append(gradients)
 
     def accumulate(

@@ -1,0 +1,168 @@
+"""From text to a shipped folder with one call; mistakes in recipes are named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemsmith.errors import CheckpointError, DataError, TrainingError
+from gemsmith.recipes.pretrain import Compute, run
+from gemsmith.recipes.recipe import read_recipe
+from gemsmith.tokenizer import Tokenizer
+from gemsmith.weights.folder import load_network
+
+PLAIN = Compute(torch.float32, is_compiled=False)
+RECIPE = """
+[model]
+d_model = 16
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+head_dim = 8
+d_ff = 24
+window = 8
+max_seq_len = 64
+
+[vocabulary]
+size = 450
+sample_megabytes = 1
+
+[optimizer]
+matrix_rate = 0.01
+other_rate = 0.01
+warmup_steps = 2
+decay_share = 0.5
+
+[batch]
+tokens = 128
+row = 64
+late_row = 64
+late_share = 0.4
+seed = 3
+
+[[sources]]
+name = "stories"
+path = "stories.jsonl"
+license = "CC0-1.0"
+share = 3
+held_out = 10
+max_epochs = 1000
+
+[[sources]]
+name = "chats"
+path = "chats.jsonl"
+form = "instruction"
+license = "CC0-1.0"
+share = 1
+max_epochs = 1000
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Return a folder with a recipe and its data."""
+    animals = ("fox", "hare", "owl", "bear", "cat", "dog", "goat", "crow")
+    stories = [
+        f"Once a {a} met a {b}. They ran over hill {i} to the river." for i, a in enumerate(animals) for b in animals
+    ]
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in stories))
+    chats = [{"instruction": f"What is a {a}?", "input": "", "output": "An animal."} for a in animals]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def train(place: Path, out: str, steps: int) -> Path:
+    return run(place / "recipe.toml", data_dir=place, out=place / out, steps=steps, compute=PLAIN)
+
+
+def test_text_becomes_a_folder_that_loads(place: Path) -> None:
+    folder = train(place, "run", 12)
+    loaded = load_network(folder)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_against(loaded.config)
+    assert loaded.network.embed_tokens.weight.dtype == torch.bfloat16
+    assert loaded.config.vocab_size == tokenizer.vocab_size == 450
+    assert (loaded.config.layers[0].window, loaded.config.layers[1].window) == (8, None)
+    rows = [json.loads(line) for line in (place / "run/log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 10
+    assert rows[-1]["is_late"]
+    facts = json.loads((place / "run/step_00000012/state.json").read_text())
+    assert (facts["step"], facts["n_tokens"], facts["late_step"]) == (12, 12 * 128, 8)
+
+
+def test_run_goes_on_from_its_checkpoint_to_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    through = train(place, "through", 6)
+    monkeypatch.setattr("gemsmith.recipes.pretrain._SAVE_EVERY", -1.0)
+    monkeypatch.setattr("gemsmith.recipes.pretrain.export", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(place, "resumed", 6)
+    monkeypatch.undo()
+    shutil.rmtree(place / "resumed/step_00000006")
+    resumed = train(place, "resumed", 6)
+    name = "model.safetensors"
+    assert (through / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def _killed(*_args: object) -> Path:
+    raise KeyboardInterrupt
+
+
+def test_minutes_of_a_running_run_can_be_shortened(place: Path) -> None:
+    out = place / "run"
+    out.mkdir()
+    (out / "minutes").write_text("0.0001")
+    run(place / "recipe.toml", data_dir=place, out=out, minutes=1000.0, compute=PLAIN)
+    assert (out / "step_00000010").is_dir()
+
+
+def test_changed_recipe_does_not_continue_a_run(place: Path) -> None:
+    train(place, "run", 2)
+    (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", "seed = 4"))
+    with pytest.raises(CheckpointError, match="recipe must be what the checkpoint was made with"):
+        train(place, "run", 4)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 5), (0.0, None), (-1.0, None)])
+def test_run_needs_one_length(place: Path, minutes: float | None, steps: int | None) -> None:
+    with pytest.raises(TrainingError, match=f"got {minutes} and {steps}"):
+        run(place / "recipe.toml", data_dir=place, out=place / "run", minutes=minutes, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("d_model = 16", "d_modle = 16", r"got 'd_modle' in \[model\]. Did you mean 'd_model'"),
+        ("[vocabulary]", "[vocabluary]", "got 'vocabluary' in the recipe. Did you mean 'vocabulary'"),
+        ("d_ff = 24\n", "", r"\[model\] must have the key 'd_ff'"),
+        ("n_layers = 2", "n_layers = 'two'", "n_layers must be of type int; got 'two'"),
+        ("share = 3", "share = nan", "share must be of type float; got nan in source 'stories'"),
+        ("share = 3", "share = -3", "share must be 0 or more; got -3.0 in source 'stories'"),
+        ("late_row = 64", "late_row = 48", "late_row must divide the batch's 128 tokens and fit max_seq_len; got 48"),
+        ("row = 64", "row = 128", "row must divide .* got 128"),
+        ('form = "instruction"', 'form = "insturction"', "got 'insturction' in source 'chats'"),
+        ("matrix_rate = 0.01", "matrix_rate = 0", "matrix_rate must be a number above 0; got 0.0"),
+        ("[model]", "[model", "recipe must be a TOML file"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(place: Path, old: str, new: str, message: str) -> None:
+    path = place / "recipe.toml"
+    path.write_text(RECIPE.replace(old, new, 1))
+    with pytest.raises((DataError, TrainingError), match=message):
+        read_recipe(path)
+
+
+def test_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got '.*none\.toml'"):
+        read_recipe(tmp_path / "none.toml")
+
+
+def test_recipe_of_pebble_is_sound() -> None:
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes/pebble.toml")
+    assert recipe.model.config(recipe.vocabulary.size).n_params <= 12_000_000
+    shares = {source.name: source.share for source in recipe.sources}
+    stories = sum(shares[n] for n in ("tinystories", "fables", "fairytales", "storyweaver", "african_storybook"))
+    assert stories / sum(shares.values()) == pytest.approx(0.3, abs=0.02)
+    assert all(source.max_epochs <= 10 and source.license for source in recipe.sources)
