@@ -14,6 +14,7 @@ from gemsmith.weights.generation import read_generation_config
 from gemsmith.weights.header import WEIGHT_DTYPES, Entry
 from gemsmith.weights.json_file import read_json
 from gemsmith.weights.manifest import Manifest, check_manifest
+from gemsmith.weights.mapped import MappedFiles, read_tensor, stored_dtype
 from gemsmith.weights.memory import check_fits
 from gemsmith.weights.names import EMBEDDING, HEAD, parameter_name
 from gemsmith.weights.save import save_folder
@@ -49,11 +50,16 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network with its configuration, and how it was loaded."""
+    """A network with its configuration, and how it was loaded.
+
+    Attributes:
+        files: Where its mapped parameters lie; `files.release` frees the memory of one after packing.
+    """
 
     network: Transformer
     config: ModelConfig
     report: LoadReport
+    files: MappedFiles
 
 
 def read_config(folder: Path, *, allow_config_keys: Collection[str] = ()) -> ModelConfig:
@@ -100,10 +106,10 @@ def load_network(
     target = _target_dtype(dtype, matched)
     check_fits(config, target, device=str(device), name=f"model {str(folder)!r}")
     manifest = check_manifest(folder)
-    files = {entry.path: _map(entry.path) for entry in matched.values()}
+    files = MappedFiles(entry.path for entry in matched.values())
     head = matched.pop(HEAD, None)
     if head is not None:
-        _check_tied(_view(head, files), _view(matched[EMBEDDING], files), head.name, folder)
+        _check_tied(files.view(head), files.view(matched[EMBEDDING]), head.name, folder)
         skipped = (*skipped, head.name)
     for name, entry in matched.items():
         parent, _, leaf = name.rpartition(".")
@@ -119,7 +125,7 @@ def load_network(
         cast=cast,
         manifest=manifest,
     )
-    return LoadedNetwork(network.eval(), config, report)
+    return LoadedNetwork(network.eval(), config, report, files)
 
 
 def _match(
@@ -190,36 +196,7 @@ def _check_tied(head: Tensor, embedding: Tensor, name: str, folder: Path) -> Non
     )
 
 
-def _load(entry: Entry, files: Mapping[Path, Tensor], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type == "cpu" and _dtype(entry) == dtype:
-        return _view(entry, files)
-    # Read, not mapped: the pages of a mapping would stay resident beside the copy.
-    return _read(entry).to(device=device, dtype=dtype)
-
-
-def _map(path: Path) -> Tensor:
-    """Return a file's bytes, none of them read yet; writing changes private pages, never the file."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-
-
-def _view(entry: Entry, files: Mapping[Path, Tensor]) -> Tensor:
-    flat = files[entry.path][entry.start : entry.start + entry.n_bytes]
-    is_aligned = entry.start % _dtype(entry).itemsize == 0
-    return (flat if is_aligned else flat.clone()).view(_dtype(entry)).view(entry.shape)
-
-
-def _read(entry: Entry) -> Tensor:
-    flat = torch.empty(entry.n_bytes, dtype=torch.uint8)
-    with entry.path.open("rb") as file:
-        file.seek(entry.start)
-        n_read = file.readinto(memoryview(flat.numpy()))  # pyright: ignore[reportArgumentType]
-    if n_read != entry.n_bytes:
-        raise CheckpointError(
-            f"tensor {entry.name!r} must hold {entry.n_bytes} bytes; got {n_read} in {str(entry.path)!r}. "
-            "Did the file change while it was read?"
-        )
-    return flat.view(_dtype(entry)).view(entry.shape)
-
-
-def _dtype(entry: Entry) -> torch.dtype:
-    return getattr(torch, WEIGHT_DTYPES[entry.dtype])
+def _load(entry: Entry, files: MappedFiles, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu" and stored_dtype(entry) == dtype:
+        return files.view(entry)
+    return read_tensor(entry, dtype=dtype, device=device)

@@ -1,0 +1,67 @@
+"""Mapped files: what is touched is in memory, what is released is not, and the numbers stay."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gemsmith.weights import mapped
+from gemsmith.weights.header import read_header
+from gemsmith.weights.mapped import MappedFiles
+
+N_BYTES = 64 << 20
+
+
+def resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    tensors = {"a": torch.arange(N_BYTES // 4, dtype=torch.int32).view(torch.float32), "b": torch.ones(3)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    return tmp_path / "x.safetensors"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_fills_when_touched_and_empties_when_released(stored: Path) -> None:
+    entry = read_header(stored)["a"]
+    before = resident_bytes()
+    files = MappedFiles([stored])
+    view = files.view(entry)
+    assert resident_bytes() - before < N_BYTES // 8
+    total = view.view(torch.int32).sum()
+    assert resident_bytes() - before > N_BYTES * 7 // 8
+    files.release(view)
+    assert resident_bytes() - before < N_BYTES // 8
+    assert view.view(torch.int32).sum() == total
+
+
+def test_only_views_are_released(stored: Path) -> None:
+    files = MappedFiles([stored])
+    own = torch.full((1 << 20,), 7.0)
+    files.release(own)
+    files.release(torch.empty(5, device="meta"))
+    assert own.sum() == 7 << 20
+
+
+def test_neighbors_of_a_released_view_keep_what_was_written(stored: Path) -> None:
+    files = MappedFiles([stored])
+    entries = read_header(stored)
+    small = files.view(entries["b"])
+    small.fill_(5.0)
+    files.release(files.view(entries["a"]))
+    assert small.tolist() == [5.0, 5.0, 5.0]
+
+
+def test_a_tensor_read_in_pieces_is_the_tensor(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "_BUFFER_BYTES", (5 << 20) + 4)
+    entry = read_header(stored)["a"]
+    read = mapped.read_tensor(entry, dtype=torch.float32, device=torch.device("cpu"))
+    assert torch.equal(read.view(torch.int32), torch.arange(N_BYTES // 4, dtype=torch.int32))
+    halves = mapped.read_tensor(read_header(stored)["b"], dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert halves.dtype == torch.bfloat16
+    assert halves.tolist() == [1.0, 1.0, 1.0]
