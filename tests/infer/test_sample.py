@@ -60,7 +60,7 @@ CASES = [
     Sampling(top_k=5, temperature=0.3),
     Sampling(top_p=0.5),
     Sampling(top_p=0.9, temperature=1.7),
-    Sampling(top_p=0.97, temperature=4.0),  # more tokens than the first look takes
+    Sampling(top_p=0.99, temperature=9.0),  # more tokens than the first look takes
     Sampling(top_p=1e-9),
     Sampling(top_k=100, top_p=0.99, temperature=5.0),
     Sampling(min_p=0.05),

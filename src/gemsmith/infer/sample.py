@@ -22,7 +22,7 @@ from gemsmith.infer.noise import gumbel
 from gemsmith.infer.penalties import History, penalized
 
 MAX_SEED = 2**63 - 1
-_FIRST_LOOK = 64  # tokens among which top_p is sought first; real distributions seldom need more
+_FIRST_LOOK = 256  # tokens among which top_p is sought first; real distributions seldom need more
 _TIE_ROOM = 8
 
 _Range = tuple[str, Callable[[float], bool], str]
