@@ -14,10 +14,10 @@ format:
 	$(PYTHON) -m ruff check --fix .
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 test-slow:
-	$(PYTHON) -m pytest -m "slow or (not data and not gpu and not peers)"
+	$(PYTHON) -m pytest -n 2 -m "slow or (not data and not gpu and not peers)"
 
 # GEMSMITH_DATA names the folder that holds the corpora.
 test-data:

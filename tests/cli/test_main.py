@@ -87,6 +87,15 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "stopped" in capsys.readouterr().err
 
 
+def test_threads_sleep_while_they_wait_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    main([])
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    main([])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 def test_an_import_broken_by_ctrl_c_counts_as_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str]) -> int:
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gemsmith.cli.main import main
+from gemsmith.recipes.pretrain import Compute
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 def test_the_trainer_gets_what_was_asked_for(runs: list[dict], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrain", "r.toml", "--data", "texts", "--out", "run", "--minutes", "7.5"]) == 0
+    assert main(["pretrain", "r.toml", "--data", "texts", "--out", "run", "--minutes", "7.5", "--processes", "2"]) == 0
     assert runs == [
         {
             "recipe": Path("r.toml"),
@@ -29,7 +30,7 @@ def test_the_trainer_gets_what_was_asked_for(runs: list[dict], capsys: pytest.Ca
             "out": Path("run"),
             "minutes": 7.5,
             "steps": None,
-            "n_processes": 1,
+            "compute": Compute(n_processes=2),
         }
     ]
     said = capsys.readouterr()

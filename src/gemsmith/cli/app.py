@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gemsmith.cli.console import say, show_log, write
+from gemsmith.cli.console import say, shown_log, write
 from gemsmith.cli.main import WRONG_CALL
 
 FIVE_THINGS = """\
@@ -59,10 +59,10 @@ def run(argv: Sequence[str]) -> int:
     if not argv:
         write(FIVE_THINGS)
         return 0
-    show_log()
     app = build_app()
     try:
-        return app(list(argv)) or 0
+        with shown_log():
+            return app(list(argv)) or 0
     except CycloptsError as error:
         say(f"gemsmith: {error}")
         say(f"gemsmith {'' if argv[0] not in VERBS else argv[0] + ' '}--help shows how it is called.")

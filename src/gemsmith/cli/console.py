@@ -3,7 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from gemsmith.errors import GemsmithError, PromptError, SamplingError
 
@@ -50,12 +51,18 @@ class Said(logging.Handler):
         say(f"gemsmith: {record.getMessage()}")
 
 
-def show_log() -> None:
+@contextmanager
+def shown_log() -> Iterator[None]:
     """Show what the package notes while it works, such as the device and dtype it chose."""
-    log = logging.getLogger("gemsmith")
-    log.handlers = [Said()]
+    log, handler = logging.getLogger("gemsmith"), Said()
+    level = log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -27,10 +27,10 @@ def pretrain(
     """
     if (minutes is None) == (steps is None):
         raise UsageError(f"run must have a length; got --minutes {minutes} and --steps {steps}. Give one of them.")
-    from gemsmith.recipes.pretrain import run
+    from gemsmith.recipes.pretrain import Compute, run
 
     say(f"gemsmith: training; {out / 'log.jsonl'} tells how it goes. Ctrl-C stops, the same call goes on.")
-    folder = run(recipe, data_dir=data, out=out, minutes=minutes, steps=steps, n_processes=processes)
+    folder = run(recipe, data_dir=data, out=out, minutes=minutes, steps=steps, compute=Compute(n_processes=processes))
     say(f'gemsmith: trained. Try: gemsmith generate "Once upon a time" --model {folder}')
     write(str(folder))
     return 0
