@@ -10,7 +10,7 @@ import transformers as hf
 from gemsmith.config import ModelConfig
 from gemsmith.model.transformer import Transformer
 
-_CLASSES = {
+CLASSES = {
     "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM),
     "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM),
     "gemma3": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM),
@@ -46,14 +46,14 @@ def oracle_config(config: ModelConfig) -> hf.PretrainedConfig:
             "sliding_attention": {"rope_type": "default", "rope_theta": first.rope_theta},
             "full_attention": {"rope_type": "linear", "factor": wide.rope_factor, "rope_theta": wide.rope_theta},
         }
-    return _CLASSES[config.family][0](**words)
+    return CLASSES[config.family][0](**words)
 
 
 def oracle(network: Transformer, *, attn_implementation: str = "eager") -> hf.PreTrainedModel:
     """Return a transformers model that holds the network's weights."""
     config = oracle_config(network.config)
     config._attn_implementation = attn_implementation
-    model = _CLASSES[network.config.family][1](config)
+    model = CLASSES[network.config.family][1](config)
     weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) <= {"lm_head.weight"}, missing

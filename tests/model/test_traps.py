@@ -132,7 +132,7 @@ def test_trap_head_size_is_not_the_quotient() -> None:
 )  # fmt: skip
 def test_trap_embedding_scale_is_rounded_to_bfloat16(d_model: int, rounded: float) -> None:
     assert ops.embedding_scale(d_model, torch.bfloat16) == rounded
-    assert ops.embedding_scale(d_model, torch.float32) == pytest.approx(d_model**0.5, rel=1e-6)
+    assert float(ops.embedding_scale(d_model, torch.float32)) == pytest.approx(d_model**0.5, rel=1e-6)
 
 
 def test_trap_norm_weight_is_an_offset_from_one() -> None:

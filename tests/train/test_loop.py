@@ -12,7 +12,6 @@ from gemsmith.config import LayerSpec, ModelConfig
 from gemsmith.data.mixture import Batch
 from gemsmith.errors import TrainingError
 from gemsmith.model.layout import Layout
-from gemsmith.model.rows import hidden_rows
 from gemsmith.model.transformer import Transformer
 from gemsmith.train.initial import initial_weights
 from gemsmith.train.loop import Budget, Clock, TrainState, fit, train_step
@@ -72,39 +71,21 @@ def test_packed_loss_equals_unpacked_loss() -> None:
         torch.testing.assert_close(grad, gradients(weights, apart)[name], rtol=1e-4, atol=1e-5)
 
 
-def test_rows_equal_the_one_forward_pass() -> None:
-    weights = initial_weights(CONFIG, seed=1)
-    network = Transformer(CONFIG)
-    network.load_state_dict(weights)
-    batch = packed([17, 9, 14], row=40)
-    with torch.no_grad():
-        rows = hidden_rows(
-            weights, batch.token_ids, config=CONFIG, documents=batch.documents, positions=batch.positions
-        )
-        flat = network.hidden(batch.token_ids[0], Layout.packed([17, 9, 14]))
-    torch.testing.assert_close(rows[0], flat, rtol=1e-5, atol=1e-5)
-
-
 def test_rows_in_slices_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = initial_weights(CONFIG, seed=1)
     batch = packed([90, 30], row=128)
     whole = LOSS(weights, batch).detach()
-    monkeypatch.setattr("gemsmith.model.rows.QUERIES_PER_SLICE", 32)
+    monkeypatch.setattr("gemsmith.model.attention.QUERIES_PER_BLOCK", 32)
     torch.testing.assert_close(LOSS(weights, batch).detach(), whole, rtol=1e-6, atol=1e-5)
 
 
 def test_no_gradient_reaches_the_future_or_another_document() -> None:
-    weights = {name: w.detach() for name, w in initial_weights(CONFIG, seed=1).items()}
-    table = torch.randn(40, 16, requires_grad=True)
-    batch = packed([20, 20], row=40)
-    hidden = hidden_rows(
-        {**weights, "embed_tokens.weight": table},
-        torch.arange(40)[None],
-        config=CONFIG,
-        documents=batch.documents,
-        positions=batch.positions,
-    )
-    hidden[0, 29].square().sum().backward()
+    network, batch = Transformer(CONFIG), packed([20, 20], row=40)
+    network.load_state_dict(initial_weights(CONFIG, seed=1))
+    table = network.embed_tokens.weight
+    torch.nn.init.normal_(table)
+    hidden = network.hidden(torch.arange(40), Layout.rows(batch.documents, batch.positions))
+    hidden[29].square().sum().backward()
     reached = table.grad.abs().sum(-1) > 0  # pyright: ignore[reportOptionalMemberAccess]
     assert reached[20:30].all()
     assert not reached[:20].any()

@@ -29,6 +29,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     allow_config_keys: Collection[str] = (),
+    pack: bool = True,
 ) -> LM:
     """Return a language model, ready to write.
 
@@ -40,6 +41,8 @@ def load(
         dtype: "bfloat16" or "float32"; where left out that of the file, but float32 on a device that
             only emulates bfloat16.
         allow_config_keys: Unknown keys of config.json to pass over although they could change the numbers.
+        pack: Bring weights on a CPU into their fastest form to multiply; False leaves plain parameters
+            that can be trained and changed.
 
     Raises:
         ModelNotFoundError: Nothing of that name is on this machine.
@@ -53,9 +56,14 @@ def load(
     stored = stored_dtype(folder)
     chosen = choose_dtype(dtype, stored=stored, device=place)
     tune_allocator()
-    network = load_network(folder, dtype=chosen, device=place, allow_config_keys=allow_config_keys).network
+    loaded = load_network(folder, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
+    if pack:
+        loaded.network.pack(release=loaded.files.release)
     lm = LM(
-        network, Tokenizer.load(folder), name=str(name), sampling=suggested_sampling(read_generation_config(folder))
+        loaded.network,
+        Tokenizer.load(folder),
+        name=str(name),
+        sampling=suggested_sampling(read_generation_config(folder)),
     )
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
     said = _words(chosen) if _words(chosen) == stored else f"{_words(chosen)} (stored in {stored})"

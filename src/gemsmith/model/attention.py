@@ -17,8 +17,8 @@ from gemsmith.model.layout import Layout, Segment, visible
 from gemsmith.model.linear import Linear
 from gemsmith.model.norm import RMSNorm
 
-# Queries that share one slice of keys: small enough to skip most keys a causal or local mask hides.
-QUERIES_PER_BLOCK = 512
+# Queries that share one slice of keys: fewer make small products, more compute keys that are hidden anyway.
+QUERIES_PER_BLOCK = 128
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,15 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
         self._packed: Tensor | None = None
 
-    def pack(self) -> None:
-        """Keep a second copy of the table in the form that is fastest as a head; look-ups use the first.
+    def pack(self) -> bool:
+        """Keep a second copy of the table in the form that is fastest as a head; False where there is none.
 
-        A table mapped from a file costs memory for the rows looked up only.
+        Look-ups use the first one, which costs memory for the rows looked up only if it is mapped from a file.
         """
         if self._packed is None and packed_linear.can_pack(self.weight):
             self._packed = packed_linear.pack(self.weight)
+            return True
+        return False
 
     def scores(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Return hidden @ weight.T."""

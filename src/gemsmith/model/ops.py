@@ -92,9 +92,9 @@ def rotate(
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def embedding_scale(d_model: int, dtype: torch.dtype) -> float:
+def embedding_scale(d_model: int, dtype: torch.dtype) -> Float[Tensor, ""]:
     """Return sqrt(d_model) as the weight's dtype holds it: 55.5, not 55.43, for 3072 in bfloat16."""
-    return torch.tensor(math.sqrt(d_model), dtype=dtype).item()
+    return torch.tensor(math.sqrt(d_model), dtype=dtype)
 
 
 def plain_attention(

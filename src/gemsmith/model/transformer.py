@@ -131,7 +131,8 @@ class Transformer(nn.Module):
                 dense = module.weight.detach()
                 if module.pack():
                     release(dense)
-        self.embed_tokens.pack()
+        if self.embed_tokens.pack():
+            release(self.embed_tokens.weight.detach())
 
     def replace_linears(self, change: Callable[[str, Linear], nn.Module]) -> None:
         """Put `change(name, linear)` in the place of every linear of every block."""
