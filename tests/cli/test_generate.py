@@ -49,6 +49,13 @@ def test_json_has_what_a_program_needs(run: Run) -> None:
         assert found["tokens_per_s"] > 0
 
 
+def test_the_model_in_the_box_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "Once upon a time", "-n", "16", "--temperature", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "pebble"
+    assert len(found["text"].split()) >= 4  # words, not noise
+
+
 def test_a_seed_repeats_the_text(run: Run) -> None:
     first, second, other = (run("The", "-n", "12", "--seed", seed, "--json")[1] for seed in ("1", "1", "2"))
     assert json.loads(first)["text"] == json.loads(second)["text"] != json.loads(other)["text"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gemsmith.cli.main import main
-from gemsmith.recipes.pretrain import Compute
+from gemsmith.cli.pretrain import choose_compute
 
 
 @pytest.fixture
@@ -30,12 +30,31 @@ def test_the_trainer_gets_what_was_asked_for(runs: list[dict], capsys: pytest.Ca
             "out": Path("run"),
             "minutes": 7.5,
             "steps": None,
-            "compute": Compute(n_processes=2),
+            "compute": choose_compute(2),
         }
     ]
     said = capsys.readouterr()
     assert said.out == "run/model\n"
     assert "log.jsonl" in said.err
+
+
+def test_without_a_compiler_nothing_is_fused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not choose_compute(1).is_compiled
+    assert "no C++ compiler" in capsys.readouterr().err
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert choose_compute(3).is_compiled
+    assert choose_compute(3).n_processes == 3
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, "torch.bfloat16"), (False, "torch.float32")])
+def test_training_is_in_what_the_processor_multiplies(
+    supported: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemsmith.infer.device.has_fast_bfloat16", lambda device: supported)
+    assert str(choose_compute(1).dtype) == dtype
 
 
 @pytest.mark.parametrize("length", [[], ["--minutes", "1", "--steps", "2"]])

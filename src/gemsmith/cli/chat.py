@@ -10,7 +10,7 @@ from gemsmith.cli.console import UsageError, say, write, write_piece
 from gemsmith.cli.flags import EndFlags, ModelName, PlaceFlags, SamplingFlags
 from gemsmith.cli.source import decode_utf8
 from gemsmith.cli.speech import summary
-from gemsmith.errors import GemsmithError
+from gemsmith.errors import GemsmithError, PromptError
 
 if TYPE_CHECKING:
     from gemsmith.cli.session import Session
@@ -108,6 +108,8 @@ def survived() -> Iterator[None]:
         yield
     except GemsmithError as error:
         say(f"gemsmith: {error}")
+        if isinstance(error, PromptError):
+            say("The turn was left out. /reset begins anew, /save keeps what was said.")
     except KeyboardInterrupt:
         say("[stopped]")
 

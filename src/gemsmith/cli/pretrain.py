@@ -1,8 +1,14 @@
 """`gemsmith pretrain`: a model from a recipe and a folder of text."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemsmith.cli.console import UsageError, say, write
+
+if TYPE_CHECKING:
+    from gemsmith.recipes.pretrain import Compute
 
 
 def pretrain(
@@ -27,10 +33,24 @@ def pretrain(
     """
     if (minutes is None) == (steps is None):
         raise UsageError(f"run must have a length; got --minutes {minutes} and --steps {steps}. Give one of them.")
-    from gemsmith.recipes.pretrain import Compute, run
+    from gemsmith.recipes.pretrain import run
 
     say(f"gemsmith: training; {out / 'log.jsonl'} tells how it goes. Ctrl-C stops, the same call goes on.")
-    folder = run(recipe, data_dir=data, out=out, minutes=minutes, steps=steps, compute=Compute(n_processes=processes))
+    folder = run(recipe, data_dir=data, out=out, minutes=minutes, steps=steps, compute=choose_compute(processes))
     say(f'gemsmith: trained. Try: gemsmith generate "Once upon a time" --model {folder}')
     write(str(folder))
     return 0
+
+
+def choose_compute(n_processes: int) -> "Compute":
+    """Return the fastest way to train that this machine has, and say what is missing for a faster one."""
+    import torch
+
+    from gemsmith.infer.device import has_fast_bfloat16
+    from gemsmith.recipes.pretrain import Compute
+
+    is_compiled = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    if not is_compiled:
+        say("gemsmith: no C++ compiler was found, so nothing is fused; with one, training is several times faster.")
+    dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    return Compute(dtype=dtype, is_compiled=is_compiled, n_processes=n_processes)
