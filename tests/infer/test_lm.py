@@ -1,6 +1,7 @@
 """The public face: streaming, conversations, scores, saving."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import gemsmith.infer.score as score_module
 from gemsmith.chat import Turn
 from gemsmith.errors import ChatError, PromptError, TokenizerError
 from gemsmith.infer.lm import LM
+from gemsmith.infer.load import load
 from gemsmith.infer.sample import Sampling
 from gemsmith.tokenizer import Tokenizer
+from gemsmith.weights.folder import load_network, save_folder
 from tiny import tiny_network
 
 TEXT = "seven small cats sing about warm rain and old trees while the lazy dog jumps over the quick brown fox."
@@ -167,9 +170,34 @@ def test_the_network_is_a_plain_module(lm: LM) -> None:
     assert lm.network(torch.tensor([[2, 300, 301]])).shape == (1, 3, lm.config.vocab_size)
 
 
-def test_saving_keeps_weights_vocabulary_and_manners(lm: LM, tmp_path: Path) -> None:
-    from gemsmith.infer.load import load
+def test_a_network_that_has_written_can_still_be_trained(tokenizer: Tokenizer) -> None:
+    lm = LM(tiny_network(vocab_size=tokenizer.vocab_size), tokenizer)
+    lm.generate("the", max_new_tokens=3)
+    lm.score("the quick")
+    lm.network(torch.tensor([[2, 300, 301]])).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in lm.network.parameters())
 
+
+def test_calls_in_several_threads_do_not_mix(lm: LM) -> None:
+    def write(seed: int) -> tuple[int, ...]:
+        return lm.generate("the", seed=seed, max_new_tokens=15).token_ids
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(write, range(4)))
+    assert together == [write(seed) for seed in range(4)]
+
+
+def test_a_model_loaded_in_its_fastest_form_saves_what_it_read(lm: LM, tmp_path: Path) -> None:
+    first = save_folder(tmp_path / "first", lm.network, tokenizer=lm.tokenizer, dtype="bfloat16")
+    again = load(first, device="cpu", dtype="bfloat16")
+    again.generate("the", max_new_tokens=2)
+    again.save(tmp_path / "second")
+    kept, read = (load_network(tmp_path / name).network.state_dict() for name in ("second", "first"))
+    assert kept.keys() == read.keys()
+    assert all(kept[name].equal(read[name]) for name in read)
+
+
+def test_saving_keeps_weights_vocabulary_and_manners(lm: LM, tmp_path: Path) -> None:
     lm.save(tmp_path / "mine")
     again = load(tmp_path / "mine")
     assert again.sampling == lm.sampling
