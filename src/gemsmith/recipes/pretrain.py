@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemsmith.config import ModelConfig
 from gemsmith.data.mixture import Batch, Mixture
 from gemsmith.data.shards import Shard, build_shard, cached_shard
 from gemsmith.data.sources import Source, sample_texts, source_documents
@@ -33,6 +32,8 @@ from gemsmith.weights.folder import save_folder
 _LOG_EVERY = 10  # steps
 _SAVE_EVERY = 300.0  # seconds of wall time
 _FAMILY = "gemma2"
+# Small models wander at full temperature and repeat themselves without any.
+_SUGGESTED = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def run(
         watchers=watchers,
     )
     save_checkpoint(out, state, identity=identity)
-    return export(config, state.weights, tokenizer, out / "model")
+    return export(recipe, state, tokenizer, out / "model")
 
 
 def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: Path) -> Mixture:
@@ -121,12 +122,16 @@ def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: 
     return Mixture(recipe.sources, shards, breaks, recipe.batch.seed, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id)
 
 
-def export(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write the model folder, in bfloat16."""
-    network = Transformer(config, dtype=torch.bfloat16)
-    network.load_state_dict({name: weight.detach().to(torch.bfloat16) for name, weight in weights.items()})
-    save_folder(folder, network, tokenizer=tokenizer)
-    return folder
+def export(recipe: Recipe, state: TrainState, tokenizer: Tokenizer, folder: Path) -> Path:
+    """Write the model folder, in bfloat16, with where it came from in its manifest."""
+    network = Transformer(recipe.model.config(tokenizer.vocab_size), dtype=torch.bfloat16)
+    network.load_state_dict({name: weight.detach().to(torch.bfloat16) for name, weight in state.weights.items()})
+    lineage = {
+        "recipe_sha256": _digest(asdict(recipe)),
+        "sources": {source.name: source.license for source in recipe.sources},
+        **{name: getattr(state, name) for name in ("step", "n_tokens", "seconds", "late_step")},
+    }
+    return save_folder(folder, network, tokenizer=tokenizer, generation=_SUGGESTED, lineage=lineage)
 
 
 def _build_source(source: Source, tokenizer: Tokenizer, data_dir: Path) -> Shard:
