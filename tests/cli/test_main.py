@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,15 +88,6 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "stopped" in capsys.readouterr().err
 
 
-def test_threads_sleep_while_they_wait_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    main([])
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    main([])
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-
-
 def test_an_import_broken_by_ctrl_c_counts_as_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: list[str]) -> int:
         try:
@@ -139,6 +131,25 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have a device that is always full")
+def test_a_full_disk_behind_stdout_is_a_failure_in_words() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, "-m", "gemsmith"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 1
+    assert result.stderr == b"gemsmith: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_a_closed_stream_is_named(
+    stream: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    status = main(["doctor"])
+    monkeypatch.undo()
+    assert status == 2
+    assert "stdin and stdout must be open" in capsys.readouterr().err
 
 
 def test_completion_installs_for_a_shell(tmp_path: os.PathLike[str]) -> None:

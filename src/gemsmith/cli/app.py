@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gemsmith.cli.console import say, shown_log, write
+from gemsmith.cli.console import UsageError, say, shown_log, write
 from gemsmith.cli.main import WRONG_CALL
 
 FIVE_THINGS = """\
@@ -53,7 +53,15 @@ def build_app() -> App:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line and return the verb's exit status."""
+    """Run one command line and return the verb's exit status.
+
+    Raises:
+        UsageError: stdin or stdout is closed.
+    """
+    if sys.stdout is None or sys.stdin is None:
+        raise UsageError(
+            "stdin and stdout must be open; got one that is closed. Use /dev/null where nothing is wanted."
+        )
     if sys.stdout.encoding.lower() != "utf-8" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     if not argv:

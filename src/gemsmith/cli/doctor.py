@@ -6,11 +6,9 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from gemsmith.cli.console import table, write, write_json
+from gemsmith.cli.flags import AsJson
 from gemsmith.cli.machine import Cpu, loaded_openmp_runtimes, memory_limit, read_cpu, total_memory
 from gemsmith.config import ARCHITECTURES, preset
 from gemsmith.weights.memory import available_bytes, in_gb, needed_bytes
@@ -61,12 +59,8 @@ class Machine:
     has_hub_token: bool
 
 
-def doctor(*, as_json: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Show what this machine has and what would make it faster.
-
-    Args:
-        as_json: Print one JSON object instead.
-    """
+def doctor(*, as_json: AsJson = False) -> int:
+    """Show what this machine has and what would make it faster."""
     machine = examine()
     advice = advise(machine)
     if as_json:

@@ -25,9 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after the program's name; those of this process when None.
     """
-    # OpenMP threads otherwise wait by spinning. Where others use the cores too, the spinning thread holds the core
-    # the working one needs: measured on two busy cores, pebble wrote 3 tokens/s spinning and 88 sleeping.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _watched_interrupts(is_own_process=argv is None) as seconds_since_interrupt:
         try:
             # Imported here so that Ctrl-C is already handled while it loads.
