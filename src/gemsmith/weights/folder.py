@@ -110,6 +110,7 @@ def load_network(
     head = matched.pop(HEAD, None)
     if head is not None:
         _check_tied(files.view(head), files.view(matched[EMBEDDING]), head.name, folder)
+        files.release(files.view(head))
         skipped = (*skipped, head.name)
     for name, entry in matched.items():
         parent, _, leaf = name.rpartition(".")
