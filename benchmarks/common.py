@@ -71,7 +71,8 @@ def take_turns(runs: dict[str, Callable[[], float]], *, n_runs: int = 5, n_warm:
 def show(values: dict[str, list[float]], unit: str) -> None:
     """Print median, lowest and highest of each contestant."""
     for name, row in values.items():
-        print(f"{name:28s} median {statistics.median(row):10.2f}  {min(row):10.2f} to {max(row):10.2f} {unit}, {len(row)} runs")
+        spread = f"{min(row):10.2f} to {max(row):10.2f}"
+        print(f"{name:28s} median {statistics.median(row):10.2f}  {spread} {unit}, {len(row)} runs")
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -101,7 +102,7 @@ def peer_of(network: Transformer, *, attn_implementation: str = "eager") -> torc
     Gemma 2 runs there in "eager" only: its attention cap has no scaled_dot_product_attention.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from oracle import CLASSES, oracle_config  # noqa: PLC0415
+    from oracle import CLASSES, oracle_config
 
     config = oracle_config(network.config)
     config._attn_implementation = attn_implementation
@@ -118,7 +119,7 @@ def peer_of(network: Transformer, *, attn_implementation: str = "eager") -> torc
 
 def read_limit(n_bytes: int = 1 << 30) -> float:
     """Return the fastest read of main memory seen from torch, in GB/s: a sum, and a packed product."""
-    from gemsmith.kernels import packed_linear  # noqa: PLC0415
+    from gemsmith.kernels import packed_linear
 
     block = torch.ones(n_bytes // 4)
     rates = [n_bytes / seconds(block.sum) / 1e9 for _ in range(5)]
@@ -131,7 +132,7 @@ def read_limit(n_bytes: int = 1 << 30) -> float:
 
 def matrix_limit(dtype: torch.dtype = torch.bfloat16) -> float:
     """Return the fastest matrix product seen from torch, in GFLOP/s: 2,048 cubed, plain and packed."""
-    from gemsmith.kernels import packed_linear  # noqa: PLC0415
+    from gemsmith.kernels import packed_linear
 
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     calls: list[Callable[[], object]] = [lambda: a @ b]

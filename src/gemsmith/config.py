@@ -84,7 +84,8 @@ class LayerSpec:
                     f"{'Use None to switch the cap off.' if name == 'attn_softcap' else 'Check the configuration.'}"
                 )
         if self.norms not in NORM_LAYOUTS:
-            raise ConfigError(f"norms must be one of {', '.join(NORM_LAYOUTS)}; got {self.norms!r}. Choose one of them.")
+            known = ", ".join(NORM_LAYOUTS)
+            raise ConfigError(f"norms must be one of {known}; got {self.norms!r}. Choose one of them.")
 
     def n_params(self, d_model: int) -> int:
         """Count this block's parameters for a residual width of `d_model`."""
@@ -129,7 +130,8 @@ class ModelConfig:
             raise ConfigError(
                 f"final_softcap must be a positive number; got {self.final_softcap!r}. Use None to switch the cap off."
             )
-        for name, token_id in (("bos_id", self.bos_id), ("pad_id", self.pad_id), *(("eos_ids", e) for e in self.eos_ids)):
+        special = [("bos_id", self.bos_id), ("pad_id", self.pad_id), *(("eos_ids", e) for e in self.eos_ids)]
+        for name, token_id in special:
             if not 0 <= token_id < self.vocab_size:
                 raise ConfigError(
                     f"{name} must lie within the {self.vocab_size} rows of the embedding; got {token_id}. "
@@ -175,9 +177,7 @@ def _gemma1(*, d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff:
     return ModelConfig("gemma", 256_000, d_model, 8192, (layer,) * n_layers)
 
 
-def _gemma2(
-    *, d_model: int, n_layers: int, n_heads: int, head_dim: int, d_ff: int, scalar: int
-) -> ModelConfig:
+def _gemma2(*, d_model: int, n_layers: int, n_heads: int, head_dim: int, d_ff: int, scalar: int) -> ModelConfig:
     """Source: Gemma 2 report, arXiv:2408.00118, table 1 and section 2; `scalar` is the square of 1 / attn_scale."""
     local = LayerSpec(
         "local", n_heads, n_heads // 2, head_dim, d_ff, attn_scale=scalar**-0.5, window=4096, attn_softcap=50.0
@@ -187,16 +187,27 @@ def _gemma2(
 
 
 def _gemma3(
-    *, d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int, window: int = 1024,
-    head_dim: int = 256, scalar: int = 256, rope_factor: float = 8.0, max_seq_len: int = 131_072,
-) -> ModelConfig:  # fmt: skip
+    *, d_model: int, n_layers: int, local: LayerSpec, rope_factor: float = 8.0, max_seq_len: int = 131_072
+) -> ModelConfig:
     """Source: Gemma 3 report, arXiv:2503.19786, section 2: five local layers, then a global one."""
-    local = LayerSpec(
-        "local", n_heads, n_kv_heads, head_dim, d_ff, attn_scale=scalar**-0.5, window=window, has_qk_norm=True
-    )
     wide = replace(local, kind="global", window=None, rope_theta=1_000_000.0, rope_factor=rope_factor)
     layers = tuple(wide if (index + 1) % 6 == 0 else local for index in range(n_layers))
     return ModelConfig("gemma3", 262_144, d_model, max_seq_len, layers)
+
+
+def _local3(
+    n_heads: int, n_kv_heads: int, d_ff: int, *, window: int = 1024, head_dim: int = 256, scalar: int = 256
+) -> LayerSpec:
+    """Return a local layer of Gemma 3."""
+    return LayerSpec(
+        "local", n_heads, n_kv_heads, head_dim, d_ff, attn_scale=scalar**-0.5, window=window, has_qk_norm=True
+    )
+
+
+def _small_gemma3(*, d_model: int, n_layers: int, d_ff: int) -> ModelConfig:
+    """Source: model cards of Gemma 3 270M and 1B: a window of 512, positions as they are."""
+    local = _local3(4, 1, d_ff, window=512)
+    return _gemma3(d_model=d_model, n_layers=n_layers, local=local, rope_factor=1.0, max_seq_len=32_768)
 
 
 def _vaultgemma() -> ModelConfig:
@@ -205,20 +216,17 @@ def _vaultgemma() -> ModelConfig:
     return ModelConfig("vaultgemma", 256_000, 1152, 1024, (layer,) * 26, final_softcap=30.0)
 
 
-_small3 = {"window": 512, "rope_factor": 1.0, "max_seq_len": 32_768}
 ARCHITECTURES: dict[str, Callable[[], ModelConfig]] = {
     "gemma-2b": lambda: _gemma1(d_model=2048, n_layers=18, n_heads=8, n_kv_heads=1, d_ff=16_384),
     "gemma-7b": lambda: _gemma1(d_model=3072, n_layers=28, n_heads=16, n_kv_heads=16, d_ff=24_576),
     "gemma-2-2b": lambda: _gemma2(d_model=2304, n_layers=26, n_heads=8, head_dim=256, d_ff=9216, scalar=256),
     "gemma-2-9b": lambda: _gemma2(d_model=3584, n_layers=42, n_heads=16, head_dim=256, d_ff=14_336, scalar=256),
     "gemma-2-27b": lambda: _gemma2(d_model=4608, n_layers=46, n_heads=32, head_dim=128, d_ff=36_864, scalar=144),
-    "gemma-3-270m": lambda: _gemma3(d_model=640, n_layers=18, n_heads=4, n_kv_heads=1, d_ff=2048, **_small3),
-    "gemma-3-1b": lambda: _gemma3(d_model=1152, n_layers=26, n_heads=4, n_kv_heads=1, d_ff=6912, **_small3),
-    "gemma-3-4b": lambda: _gemma3(d_model=2560, n_layers=34, n_heads=8, n_kv_heads=4, d_ff=10_240),
-    "gemma-3-12b": lambda: _gemma3(d_model=3840, n_layers=48, n_heads=16, n_kv_heads=8, d_ff=15_360),
-    "gemma-3-27b": lambda: _gemma3(
-        d_model=5376, n_layers=62, n_heads=32, n_kv_heads=16, d_ff=21_504, head_dim=128, scalar=168
-    ),
+    "gemma-3-270m": lambda: _small_gemma3(d_model=640, n_layers=18, d_ff=2048),
+    "gemma-3-1b": lambda: _small_gemma3(d_model=1152, n_layers=26, d_ff=6912),
+    "gemma-3-4b": lambda: _gemma3(d_model=2560, n_layers=34, local=_local3(8, 4, 10_240)),
+    "gemma-3-12b": lambda: _gemma3(d_model=3840, n_layers=48, local=_local3(16, 8, 15_360)),
+    "gemma-3-27b": lambda: _gemma3(d_model=5376, n_layers=62, local=_local3(32, 16, 21_504, head_dim=128, scalar=168)),
     "vaultgemma-1b": _vaultgemma,
 }
 

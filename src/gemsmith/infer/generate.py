@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gemsmith.errors import CheckpointError, MemoryLimitError
 from gemsmith.infer.completion import Completion, FinishReason
+from gemsmith.infer.device import decode_threads, threads
 from gemsmith.infer.noise import completion_streams
 from gemsmith.infer.penalties import History
 from gemsmith.infer.sample import logprobs_of, pick, top_logprobs
@@ -112,6 +113,7 @@ class Generation:
         )
         self._history: History | None = None
         self._cache: KVCache | None = None
+        self._n_threads = decode_threads(network)
 
     def run(self) -> list[Completion]:
         """Write all rows to their end."""
@@ -188,7 +190,8 @@ class Generation:
             slots=[row.slot for row in self.live],
             device=self._device,
         )
-        return self.network.logits(self.network.hidden(token_ids, layout, cache=self._cache))
+        with threads(self._n_threads):
+            return self.network.logits(self.network.hidden(token_ids, layout, cache=self._cache))
 
     def _report(self, logits: Tensor, token_ids: Tensor) -> None:
         """Note the log-probabilities of the chosen tokens and of their alternatives."""

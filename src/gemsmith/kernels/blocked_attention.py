@@ -12,6 +12,8 @@ from gemsmith.kernels import capped_attention
 # Scores of one block, over all heads. A few megabytes of float32 stay in the second-level cache
 # of common CPUs; larger blocks pay for main memory at every pass over the scores.
 MAX_BLOCK_SCORES = 1 << 20
+# Up to this many key elements, float32 products beat bfloat16 ones, which a library prepares per shape.
+MAX_WIDENED_KEYS = 1 << 18
 
 
 def attention(
@@ -68,6 +70,8 @@ def _capped(
     cap: float,
 ) -> Float[Tensor, "B T N H"]:
     """Return capped attention: one product per key head, the query heads that share it stacked."""
+    if k.numel() <= MAX_WIDENED_KEYS and k.dtype != torch.float32 and not torch.is_grad_enabled():
+        return _capped(q.float(), k.float(), v.float(), mask, scale=scale, cap=cap).to(v.dtype)
     n_rows, n_tokens, n_heads, head_dim = q.shape
     n_kv_heads = k.shape[1]
     stacked = q.unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # B K (G T) H

@@ -1,0 +1,42 @@
+"""Print every target of the project: met, missed, or unmeasured.
+
+python benchmarks/targets.py
+"""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+# name of the benchmark's row -> (what is promised, the command that measures it)
+TARGETS = {
+    "decode": ("decode at least 1.15 x transformers, 2B shape", "bench_decode.py"),
+    "prefill_512": ("prefill of 512 at least 1.4 x transformers, 2B shape", "bench_prefill.py 512"),
+    "prefill_4096": ("prefill of 4,096 at least 1.6 x transformers, 2B shape", "bench_prefill.py 4096"),
+    "prefill_curve": (
+        "a token of prompt costs local layers at 16k what it costs at 8k (1.15)",
+        "bench_prefill_curve.py",
+    ),
+    "bf16_error": ("bfloat16 logit error at most 1.1 x that of transformers, 2B shape", "bench_bf16_error.py"),
+    "load_memory": ("peak memory of loading at most 1.15 x the file", "bench_load.py"),
+    "pebble_decode": ("pebble writes at least 250 tokens/s", "bench_pebble.py"),
+    "pebble_first_token": ("pebble's first token within 4 s of Enter", "bench_pebble.py"),
+    "pebble_stories": ("pebble: at most 1.1 bits per byte on held-out stories", "bench_pebble_quality.py"),
+    "pebble_leads": ("pebble: at most 1.9 bits per byte on held-out encyclopedic leads", "bench_pebble_quality.py"),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    for name, (promise, command) in TARGETS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.is_file():
+            print(f"unmeasured  {promise:76s} python benchmarks/{command}")
+            continue
+        row = json.loads(path.read_text())
+        state = "met" if row["met"] else "missed"
+        value = f"{row['measure']:.3g} (target {row['target']:g})"
+        print(f"{state:11s} {promise:76s} {value}, {row['device']}, {row['commit']}")
+
+
+if __name__ == "__main__":
+    main()
