@@ -149,7 +149,8 @@ def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str) -> FileR
 def _pieces(head: bytes, tensors: Any, dtype: torch.dtype) -> Iterator[Any]:
     yield head
     for tensor in tensors:
-        for piece in tensor.reshape(-1).split(_PIECE_ITEMS):
+        dense = tensor.to_dense() if tensor.is_mkldnn else tensor  # packed for inference: one at a time
+        for piece in dense.reshape(-1).split(_PIECE_ITEMS):
             yield piece.to(device="cpu", dtype=dtype).view(torch.uint8).numpy()
 
 
