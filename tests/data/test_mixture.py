@@ -54,13 +54,15 @@ def test_conversation_longer_than_a_row_gives_nothing() -> None:
     assert cut(chats, 1, row=64, breaks=NO_BREAKS) == []
 
 
-def test_epoch_backward_begins_where_forward_ends() -> None:
+def test_epoch_backward_begins_where_forward_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemsmith.data.packing._GROUP", 2)
     many = shard([32] * 8)
     forward, backward = (
         [row[0].start for row in pack_epoch(many, row=32, breaks=NO_BREAKS, seed=(1,), is_backward=b)]
         for b in (False, True)
     )
     assert sorted(forward) == sorted(backward) == list(range(0, 256, 32))
+    assert set(backward[:2]) == set(forward[-2:])
 
 
 def test_every_row_comes_from_its_number_alone() -> None:

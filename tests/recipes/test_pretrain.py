@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from gemsmith.errors import CheckpointError, DataError, TrainingError
-from gemsmith.recipes.pretrain import Compute, run
+from gemsmith.recipes.pretrain import Compute, build_mixture, next_batches, run
 from gemsmith.recipes.recipe import read_recipe
-from gemsmith.tokenizer import Tokenizer
+from gemsmith.tokenizer import Tokenizer, train_tokenizer
+from gemsmith.train.loop import TrainState
 from gemsmith.weights.folder import load_network
 
 PLAIN = Compute(torch.float32, is_compiled=False)
@@ -91,6 +92,25 @@ def test_text_becomes_a_folder_that_loads(place: Path) -> None:
     assert rows[-1]["is_late"]
     facts = json.loads((place / "run/step_00000012/state.json").read_text())
     assert (facts["step"], facts["n_tokens"], facts["late_step"]) == (12, 12 * 128, 8)
+
+
+def test_last_part_begins_with_its_own_first_row(place: Path) -> None:
+    recipe = read_recipe(place / "recipe.toml")
+    tokenizer = train_tokenizer(["a fox met an owl, a bear and a crow"], vocab_size=430)
+    mixture = build_mixture(recipe, tokenizer, place, place / "shards")
+    state = TrainState({}, {}, step=5)
+    (before,) = next_batches(mixture, recipe, state, 0.5)
+    (first,) = next_batches(mixture, recipe, state, 0.6)
+    assert state.late_step == 5
+    state.step = 6
+    (second,) = next_batches(mixture, recipe, state, 0.1)  # it stays, whatever the clock says
+    late = mixture.stage(row=64, is_late=True)
+    for batch, wanted in (
+        (before, mixture.batch(mixture.stage(row=64), 10, 2)),
+        (first, mixture.batch(late, 0, 2)),
+        (second, mixture.batch(late, 2, 2)),
+    ):
+        assert torch.equal(batch.token_ids, wanted.token_ids)
 
 
 def test_run_goes_on_from_its_checkpoint_to_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,5 +37,10 @@ def test_two_processes_give_the_gradient_of_one() -> None:
         assert workers.accumulate(weights, batches, BUILD(), 0.125) == pytest.approx(total, rel=1e-6)
         for name, weight in weights.items():
             torch.testing.assert_close(weight.grad, wanted[name], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        weights["norm.weight"].add_(1.0)  # an optimizer's update in place reaches the other process
+    changed = accumulate(weights, batches, BUILD(), 0.125)
+    assert changed != pytest.approx(total, rel=1e-3)
+    assert workers.accumulate(weights, batches, BUILD(), 0.125) == pytest.approx(changed, rel=1e-6)
     with pytest.raises(TrainingError, match="multiple of 2 processes; got 3"):
         workers.accumulate(weights, [batch(3, 1)], BUILD(), 1.0)

@@ -98,7 +98,7 @@ def run(
     build_loss = partial(next_token_loss, config, spec, dtype=compute.dtype, is_compiled=compute.is_compiled)
     fit(
         state,
-        partial(_next_batches, mixture, recipe),
+        partial(next_batches, mixture, recipe),
         build_loss(),
         spec=recipe.optimizer,
         budget=budget,
@@ -151,7 +151,7 @@ def _vocabulary(recipe: Recipe, data_dir: Path, out: Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress: float) -> Sequence[Batch]:
+def next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress: float) -> Sequence[Batch]:
     """Return the batch of the next step; the last part of a run begins once and then stays."""
     batch = recipe.batch
     if state.late_step is None and progress >= 1.0 - batch.late_share:
