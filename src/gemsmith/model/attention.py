@@ -14,7 +14,7 @@ from gemsmith.config import LayerSpec, ModelConfig
 from gemsmith.model import ops
 from gemsmith.model.cache import KVCache, held_positions
 from gemsmith.model.layout import Layout, Segment, visible
-from gemsmith.model.linear import Linear
+from gemsmith.model.linear import Device, Linear
 from gemsmith.model.norm import RMSNorm
 
 # Queries that share one slice of keys: fewer make small products, more compute keys that are hidden anyway.
@@ -146,18 +146,22 @@ class Pass:
 class Attention(nn.Module):
     """Softmax attention with grouped heads, rotary positions, and optional cap, window and norms on q and k."""
 
-    def __init__(self, config: ModelConfig, index: int, **factory: object) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, *, dtype: torch.dtype | None = None, device: Device = None
+    ) -> None:
         super().__init__()
         spec = config.layers[index]
         self.spec, self.source = spec, index if spec.kv_source is None else spec.kv_source
         d_query, d_key = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-        self.q_proj = Linear(config.d_model, d_query, **factory)
-        self.o_proj = Linear(d_query, config.d_model, **factory)
-        self.q_norm = RMSNorm(spec.head_dim, config.norm_eps, **factory) if spec.has_qk_norm else None
+        self.q_proj = Linear(config.d_model, d_query, dtype=dtype, device=device)
+        self.o_proj = Linear(d_query, config.d_model, dtype=dtype, device=device)
+        self.q_norm = RMSNorm(spec.head_dim, config.norm_eps, dtype=dtype, device=device) if spec.has_qk_norm else None
         if spec.kv_source is None:
-            self.k_proj = Linear(config.d_model, d_key, **factory)
-            self.v_proj = Linear(config.d_model, d_key, **factory)
-            self.k_norm = RMSNorm(spec.head_dim, config.norm_eps, **factory) if spec.has_qk_norm else None
+            self.k_proj = Linear(config.d_model, d_key, dtype=dtype, device=device)
+            self.v_proj = Linear(config.d_model, d_key, dtype=dtype, device=device)
+            self.k_norm = (
+                RMSNorm(spec.head_dim, config.norm_eps, dtype=dtype, device=device) if spec.has_qk_norm else None
+            )
 
     def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
         """Return what the tokens read from the tokens they may see."""

@@ -11,16 +11,14 @@ from gemsmith.errors import ConfigError
 from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 from gemsmith.model.attention import Attention, Pass
-from gemsmith.model.linear import Linear, gated_gelu
+from gemsmith.model.linear import Device, Linear, gated_gelu
 from gemsmith.model.norm import RMSNorm
 
 
 class Embedding(nn.Module):
     """The table of token vectors, which is also the output head."""
 
-    def __init__(
-        self, n_rows: int, width: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, n_rows: int, width: int, *, dtype: torch.dtype | None = None, device: Device = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
         self._packed: Tensor | None = None
@@ -59,12 +57,14 @@ class Embedding(nn.Module):
 class FeedForward(nn.Module):
     """GeGLU: down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, index: int, **factory: object) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, *, dtype: torch.dtype | None = None, device: Device = None
+    ) -> None:
         super().__init__()
         d_ff = config.layers[index].d_ff
-        self.gate_proj = Linear(config.d_model, d_ff, **factory)
-        self.up_proj = Linear(config.d_model, d_ff, **factory)
-        self.down_proj = Linear(d_ff, config.d_model, **factory)
+        self.gate_proj = Linear(config.d_model, d_ff, dtype=dtype, device=device)
+        self.up_proj = Linear(config.d_model, d_ff, dtype=dtype, device=device)
+        self.down_proj = Linear(d_ff, config.d_model, dtype=dtype, device=device)
 
     def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
         """Return the layer's change of each token by itself."""
@@ -93,7 +93,7 @@ class Block(nn.Module):
         return x
 
 
-def build_layer(config: ModelConfig, index: int, **factory: object) -> Block:
+def build_layer(config: ModelConfig, index: int, *, dtype: torch.dtype | None = None, device: Device = None) -> Block:
     """Assemble block `index` from its LayerSpec.
 
     Another kind of layer is another function of this signature, given to Transformer, which may
@@ -109,13 +109,13 @@ def build_layer(config: ModelConfig, index: int, **factory: object) -> Block:
             "that knows this kind."
         )
     parts: dict[str, nn.Module] = {
-        "self_attn": Attention(config, index, **factory),
-        "mlp": FeedForward(config, index, **factory),
+        "self_attn": Attention(config, index, dtype=dtype, device=device),
+        "mlp": FeedForward(config, index, dtype=dtype, device=device),
     }
     steps = []
     for body, (before, after) in zip(("self_attn", "mlp"), NORM_LAYOUTS[spec.norms], strict=True):
         for name in (before, after):
             if name is not None:
-                parts[name] = RMSNorm(config.d_model, config.norm_eps, **factory)
+                parts[name] = RMSNorm(config.d_model, config.norm_eps, dtype=dtype, device=device)
         steps.append((before, body, after))
     return Block(parts, tuple(steps))

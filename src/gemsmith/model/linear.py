@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 
+Device = torch.device | str | None
+
 
 class LowRank(nn.Module):
     """Adapters of one linear: row t gets lora_b[a] lora_a[a] x[t] * scale[a], where a = adapters[t].
 
     Source: LoRA, arXiv:2106.09685, section 4.1.
     """
+
+    scale: Tensor
 
     def __init__(
         self,
@@ -47,17 +51,13 @@ class LowRank(nn.Module):
 class Linear(nn.Module):
     """Map rows of d_in numbers to d_out: y = x @ weight.T, plus the delta of each row's adapter."""
 
-    def __init__(
-        self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: Device = None) -> None:
         super().__init__()
         self.d_in, self.d_out = d_in, d_out
         self.delta: LowRank | None = None
         self.store(d_in, d_out, dtype=dtype, device=device)
 
-    def store(
-        self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def store(self, d_in: int, d_out: int, *, dtype: torch.dtype | None = None, device: Device = None) -> None:
         """Create the weight; a quantised storage creates its own tensors instead."""
         self.weight = nn.Parameter(torch.empty(d_out, d_in, dtype=dtype, device=device))
 
