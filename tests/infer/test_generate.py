@@ -124,14 +124,16 @@ def test_a_cache_larger_than_memory_is_refused_before_it_is_made(lm: LM, monkeyp
         lm.generate("the", n=64, max_new_tokens=200)
 
 
-def test_rows_that_finish_leave_the_batch(lm: LM) -> None:
-    full = open_ended(lm).generate(PROMPTS[0], n=3, seed=6, max_new_tokens=12)
-    stop_id = full[1].token_ids[4]
-    assert stop_id not in full[0].token_ids + full[2].token_ids + full[1].token_ids[:4]
-    cut = open_ended(lm).generate(PROMPTS[0], n=3, seed=6, max_new_tokens=12, stop_ids=[stop_id])
-    assert [c.token_ids for c in cut] == [full[0].token_ids, full[1].token_ids[:5], full[2].token_ids]
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["plain", "truncated", "penalties"])
+def test_rows_that_finish_leave_the_batch(lm: LM, sampling: Sampling) -> None:
+    lm = open_ended(lm)
+    full = lm.generate(PROMPTS[0], n=3, sampling=sampling, max_new_tokens=12)
+    first, second, third = (list(completion.token_ids) for completion in full)
+    place = next(i for i in range(2, 8) if second[i] not in first + third + second[:i])
+    cut = lm.generate(PROMPTS[0], n=3, sampling=sampling, max_new_tokens=12, stop_ids=[second[place]])
+    assert [list(c.token_ids) for c in cut] == [first, second[: place + 1], third]
     assert [c.finish_reason for c in cut] == ["length", "stop", "length"]
-    assert cut[1].text == lm.tokenizer.decode(full[1].token_ids[:4])
+    assert cut[1].text == lm.tokenizer.decode(second[:place])
 
 
 @pytest.mark.parametrize("name", ["eos_id", "end_of_turn"])

@@ -144,6 +144,17 @@ def test_trap_a_window_off_by_one_is_noticed_at_the_first_token_it_hides(
     assert (report.first_divergence.layer, report.first_divergence.token) == ("layers.0", WINDOW)
 
 
+def test_a_configuration_that_differs_is_enough_although_no_number_does(
+    network: Transformer, save: Callable[..., Path]
+) -> None:
+    other = Transformer(network.config.replace(max_seq_len=128))
+    other.load_state_dict(network.state_dict())
+    report = compare(save(network, "a"), save(other, "b"))
+    assert [d.name for d in report.config_differences] == ["max_seq_len"]
+    assert report.max_logit_error == 0
+    assert not report.same
+
+
 def test_tokenizers_that_differ_are_shown_by_text_and_ids(
     network: Transformer, tokenizer: Tokenizer, save: Callable[..., Path]
 ) -> None:
