@@ -62,9 +62,9 @@ def test_neighbors_of_a_released_view_keep_what_was_written(stored: Path) -> Non
 
 def test_a_tensor_read_in_pieces_is_the_tensor(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "_BUFFER_BYTES", (5 << 20) + 4)
-    entry = read_header(stored)["a"]
-    read = mapped.read_tensor(entry, dtype=torch.float32, device=torch.device("cpu"))
+    files, entries = MappedFiles([stored]), read_header(stored)
+    read = files.read(entries["a"], dtype=torch.float32, device=torch.device("cpu"))
     assert torch.equal(read.view(torch.int32), torch.arange(N_BYTES // 4, dtype=torch.int32))
-    halves = mapped.read_tensor(read_header(stored)["b"], dtype=torch.bfloat16, device=torch.device("cpu"))
+    halves = files.read(entries["b"], dtype=torch.bfloat16, device=torch.device("cpu"))
     assert halves.dtype == torch.bfloat16
     assert halves.tolist() == [1.0, 1.0, 1.0]

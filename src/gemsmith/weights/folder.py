@@ -14,7 +14,7 @@ from gemsmith.weights.generation import read_generation_config
 from gemsmith.weights.header import WEIGHT_DTYPES, Entry
 from gemsmith.weights.json_file import read_json
 from gemsmith.weights.manifest import Manifest, check_manifest
-from gemsmith.weights.mapped import MappedFiles, read_tensor, stored_dtype
+from gemsmith.weights.mapped import MappedFiles, stored_dtype
 from gemsmith.weights.memory import check_fits
 from gemsmith.weights.names import EMBEDDING, HEAD, parameter_name
 from gemsmith.weights.save import save_folder
@@ -200,4 +200,4 @@ def _check_tied(head: Tensor, embedding: Tensor, name: str, folder: Path) -> Non
 def _load(entry: Entry, files: MappedFiles, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type == "cpu" and stored_dtype(entry) == dtype:
         return files.view(entry)
-    return read_tensor(entry, dtype=dtype, device=device)
+    return files.read(entry, dtype=dtype, device=device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gemsmith.errors import CheckpointError
 from gemsmith.weights.header import WEIGHT_DTYPES, Entry
 
-_BUFFER_BYTES = 32 << 20
+_BUFFER_BYTES = 8 << 20
 
 
 class MappedFiles:
@@ -24,12 +24,37 @@ class MappedFiles:
             path: torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
             for path in set(paths)
         }
+        # One for all tensors: a buffer for each would leave holes between them.
+        self._buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
 
     def view(self, entry: Entry) -> Tensor:
         """Return a tensor whose memory is the file's; a copy only where the file has it at an odd place."""
         flat = self._files[entry.path][entry.start : entry.start + entry.n_bytes]
         is_aligned = entry.start % stored_dtype(entry).itemsize == 0
         return (flat if is_aligned else flat.clone()).view(stored_dtype(entry)).view(entry.shape)
+
+    def read(self, entry: Entry, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return a tensor read from its file into memory of its own, through one small buffer.
+
+        A view would not do: its pages stay resident beside the copy made of them.
+
+        Raises:
+            CheckpointError: The file has become shorter.
+        """
+        found = torch.empty(entry.shape, dtype=dtype, device=device)
+        item_bytes = stored_dtype(entry).itemsize
+        with entry.path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            for piece in found.view(-1).split(self._buffer.numel() // item_bytes):
+                part = self._buffer[: piece.numel() * item_bytes]
+                n_read = file.readinto(memoryview(part.numpy()))  # pyright: ignore[reportArgumentType]
+                if n_read != part.numel():
+                    raise CheckpointError(
+                        f"tensor {entry.name!r} must hold {entry.n_bytes} bytes; got fewer in {str(entry.path)!r}, of "
+                        f"{entry.path.stat().st_size} bytes. Did the file change while it was read?"
+                    )
+                piece.copy_(part.view(stored_dtype(entry)))
+        return found
 
     def release(self, tensor: Tensor) -> None:
         """Give back the memory of a view, as after its packed copy was made; another tensor is left alone.
@@ -50,31 +75,6 @@ class MappedFiles:
             return False
         starts = {file.untyped_storage().data_ptr() for file in self._files.values()}
         return tensor.untyped_storage().data_ptr() in starts
-
-
-def read_tensor(entry: Entry, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor read from its file into memory of its own, through one small buffer.
-
-    A mapping would not do: its pages stay resident beside the copy made of them.
-
-    Raises:
-        CheckpointError: The file has become shorter.
-    """
-    found = torch.empty(entry.shape, dtype=dtype, device=device)
-    buffer = torch.empty(min(entry.n_bytes, _BUFFER_BYTES), dtype=torch.uint8)
-    item_bytes = stored_dtype(entry).itemsize
-    with entry.path.open("rb", buffering=0) as file:
-        file.seek(entry.start)
-        for piece in found.view(-1).split(_BUFFER_BYTES // item_bytes):
-            part = buffer[: piece.numel() * item_bytes]
-            n_read = file.readinto(memoryview(part.numpy()))  # pyright: ignore[reportArgumentType]
-            if n_read != part.numel():
-                raise CheckpointError(
-                    f"tensor {entry.name!r} must hold {entry.n_bytes} bytes; got fewer in {str(entry.path)!r}, of "
-                    f"{entry.path.stat().st_size} bytes. Did the file change while it was read?"
-                )
-            piece.copy_(part.view(stored_dtype(entry)))
-    return found
 
 
 def stored_dtype(entry: Entry) -> torch.dtype:

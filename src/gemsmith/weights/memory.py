@@ -11,8 +11,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE_BYTES = 256 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-# Larger than any machine: cgroup version 1 says "no limit" with such a number.
-_NO_LIMIT = 1 << 60
 
 
 def needed_bytes(config: ModelConfig, dtype: str) -> int:
@@ -81,8 +79,9 @@ def _cgroup_bytes(version: int) -> int | None:
     for place in (folder, *folder.parents):
         if not place.is_relative_to(root):
             break
+        # "max", or in version 1 a number beyond any memory, is no limit.
         limit, used = _number(place / limit_file), _number(place / used_file)
-        if limit is not None and used is not None and limit < _NO_LIMIT:
+        if limit is not None and used is not None:
             reclaimable = [line.split()[1] for line in _lines(place / "memory.stat") if line.startswith(f"{cached} ")]
             left.append(limit - used + sum(map(int, reclaimable)))
     return max(0, min(left)) if left else None
