@@ -91,7 +91,7 @@ def numbers(rows: list[dict[str, object]]) -> str:
     return "\n".join(
         (
             "## Bits per byte on documents it never saw\n",
-            "The 5-gram model (interpolated Kneser-Ney over pebble's pieces) has counted every text below once; "
+            "The 5-gram model (interpolated Kneser-Ney over pebble's pieces) has counted every training text once; "
             "`xz -9e` packs each slice by itself. Lower is better.\n",
             "| held-out slice | documents | bytes | pebble | 5-gram | xz |",
             "|---|---|---|---|---|---|",
@@ -164,7 +164,11 @@ def answers(lm: gs.LM) -> str:
 
 def settings(lm: gs.LM) -> str:
     """Return the sampling the folder suggests."""
-    return f"temperature {lm.sampling.temperature}, top_k {lm.sampling.top_k}, top_p {lm.sampling.top_p}"
+    chosen = lm.sampling
+    return (
+        f"temperature {chosen.temperature}, top_k {chosen.top_k}, top_p {chosen.top_p}, "
+        f"repetition_penalty {chosen.repetition_penalty}"
+    )
 
 
 def quoted(completion: gs.Completion) -> str:

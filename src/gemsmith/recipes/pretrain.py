@@ -33,7 +33,7 @@ _LOG_EVERY = 10  # steps
 _SAVE_EVERY = 300.0  # seconds of wall time
 _FAMILY = "gemma2"
 # Small models wander at full temperature and repeat themselves without any.
-_SUGGESTED = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
+_SUGGESTED = {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
 
 
 @dataclass(frozen=True)
