@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemsmith.config import ModelConfig
 from gemsmith.data.mixture import Batch, Mixture
 from gemsmith.data.shards import Shard, build_shard, cached_shard
 from gemsmith.data.sources import Source, sample_texts, source_documents
@@ -84,29 +85,31 @@ def run(
     tokenizer = _vocabulary(recipe, data_dir, out)
     mixture = build_mixture(recipe, tokenizer, data_dir, out / "shards")
     config = recipe.model.config(tokenizer.vocab_size)
-    weights = initial_weights(config, seed=recipe.batch.seed)
-    state = TrainState(weights, dict(build_optimizers(weights, recipe.optimizer)))
+    state = new_state(recipe, config)
     identity = {"recipe": _digest(asdict(recipe)), "data": _digest({n: s.n_tokens for n, s in mixture.shards.items()})}
     if found := checkpoints(out):
         load_checkpoint(found[-1], state, identity=identity)
     spec = LossSpec(config.final_softcap, recipe.optimizer.z_weight)
-    watchers = [
-        _Log(out / "log.jsonl", config.n_params),
-        _Saver(out, identity),
-        partial(_read_minutes, path=out / "minutes", budget=budget),
-    ]
     build_loss = partial(next_token_loss, config, spec, dtype=compute.dtype, is_compiled=compute.is_compiled)
+    alone = compute.n_processes == 1
+    minutes_file = partial(_read_minutes, path=out / "minutes", budget=budget)
     fit(
         state,
         partial(next_batches, mixture, recipe),
         build_loss(),
         spec=recipe.optimizer,
         budget=budget,
-        accumulate=accumulate if compute.n_processes == 1 else _workers(weights, build_loss, compute.n_processes),
-        watchers=watchers,
+        accumulate=accumulate if alone else _workers(state.weights, build_loss, compute.n_processes),
+        watchers=[_Log(out / "log.jsonl"), _Saver(out, identity), minutes_file],
     )
     save_checkpoint(out, state, identity=identity)
     return export(recipe, state, tokenizer, out / "model")
+
+
+def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:
+    """Return a run before its first step."""
+    weights = initial_weights(config, seed=recipe.batch.seed)
+    return TrainState(weights, build_optimizers(weights, recipe.optimizer))
 
 
 def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: Path) -> Mixture:
@@ -190,8 +193,8 @@ def _digest(facts: object) -> str:
 class _Log:
     """Append a line of JSON every few steps."""
 
-    def __init__(self, path: Path, n_params: int) -> None:
-        self.path, self.n_params, self.losses, self.seen = path, n_params, [], (0, perf_counter())
+    def __init__(self, path: Path) -> None:
+        self.path, self.losses, self.seen = path, [], (0, perf_counter())
 
     def __call__(self, state: TrainState, report: StepReport) -> None:
         self.losses.append(report.nll)
