@@ -126,13 +126,13 @@ class Transformer(nn.Module):
         Args:
             release: Called with each dense weight once its packed form has taken its place.
         """
+        if self.embed_tokens.pack():  # the largest first, while there is least beside it
+            release(self.embed_tokens.weight.detach())
         for module in self.modules():
             if isinstance(module, Linear):
                 dense = module.weight.detach()
                 if module.pack():
                     release(dense)
-        if self.embed_tokens.pack():
-            release(self.embed_tokens.weight.detach())
 
     def replace_linears(self, change: Callable[[str, Linear], nn.Module]) -> None:
         """Put `change(name, linear)` in the place of every linear of every block."""
