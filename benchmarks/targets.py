@@ -17,7 +17,7 @@ TARGETS = {
         "bench_prefill_curve.py",
     ),
     "bf16_error": ("bfloat16 logit error at most 1.1 x that of transformers, 2B shape", "bench_bf16_error.py"),
-    "load_memory": ("peak memory of loading at most 1.15 x the file", "bench_load.py"),
+    "load_memory_gemma-2-2b": ("peak memory of loading at most 1.15 x the file, 2B shape", "bench_load.py gemma-2-2b"),
     "pebble_decode": ("pebble writes at least 250 tokens/s", "bench_pebble.py"),
     "pebble_first_token": ("pebble's first token within 4 s of Enter", "bench_pebble.py"),
     "pebble_stories": ("pebble: at most 1.1 bits per byte on held-out stories", "bench_pebble_quality.py"),

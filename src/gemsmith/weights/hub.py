@@ -210,7 +210,7 @@ def _pull_kaggle(handle: str) -> Path:
             "For instance kaggle:google/gemma-2/transformers/gemma-2-2b-it. Other formats are not read by this version."
         )
     try:
-        import kagglehub
+        import kagglehub  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise HubError(
             f"kaggle: names must have kagglehub installed; got {name!r} without it. Run pip install 'gemsmith[hub]'."
