@@ -150,8 +150,9 @@ def answers(lm: gs.LM) -> str:
     options = {"max_new_tokens": MAX_NEW_TOKENS, "seed": SEED}
     parts = [
         "## Twenty prompts, uncut\n",
-        f"Sampled once, with the folder's own settings ({settings(lm)}) and seed {SEED}; nothing was chosen or "
-        f"mended. An answer that has not ended after {MAX_NEW_TOKENS} tokens is marked [...].\n",
+        f"Sampled once, with the folder's own settings ({settings(lm)}) and seed {SEED}; no answer was chosen or "
+        "mended. The repetition penalty was set after earlier answers to these prompts had looped. "
+        f"An answer that has not ended after {MAX_NEW_TOKENS} tokens is marked [...].\n",
     ]
     for text in TEXTS:
         completion = lm.generate(text, **options)

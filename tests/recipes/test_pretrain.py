@@ -186,3 +186,10 @@ def test_recipe_of_pebble_is_sound() -> None:
     stories = sum(shares[n] for n in ("tinystories", "fables", "fairytales", "storyweaver", "african_storybook"))
     assert stories / sum(shares.values()) == pytest.approx(0.3, abs=0.02)
     assert all(source.max_epochs <= 10 and source.license for source in recipe.sources)
+
+
+def test_a_run_says_how_it_goes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="gemsmith"):
+        train(place, "run", 10)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("step 10: ") and "nats a token" in line for line in said), said

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from gemsmith.train.optimizer import build_optimizers
 from gemsmith.train.workers import Workers
 from gemsmith.weights.folder import save_folder
 
+_say = logging.getLogger("gemsmith")
 _LOG_EVERY = 10  # steps
 _SAVE_EVERY = 300.0  # seconds of wall time
 _FAMILY = "gemma2"
@@ -191,7 +193,7 @@ def _digest(facts: object) -> str:
 
 
 class _Log:
-    """Append a line of JSON every few steps."""
+    """Append a line of JSON every few steps, and say it in the log "gemsmith"."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.losses, self.seen = path, [], (0, perf_counter())
@@ -212,6 +214,9 @@ class _Log:
         self.losses = []
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        pace = "" if row["tokens_per_s"] is None else f", {row['tokens_per_s']:,} tokens/s"
+        minutes = state.seconds / 60
+        _say.info("step %d: %.3f nats a token%s, %.1f minutes", report.step, row["nll"], pace, minutes)
 
 
 class _Saver:
