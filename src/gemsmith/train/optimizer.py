@@ -1,13 +1,21 @@
-"""Optimizers of a network's parameters, and the schedule of their rate."""
+"""Optimizers of a network's parameters."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemsmith.errors import TrainingError
+from gemsmith.train.schedule import SCHEDULES, rate_share
+
+OPTIMIZERS = ("muon", "adamw")
+# Source: GPT-3, arXiv:2005.14165, appendix B; the second beta is shorter than Adam's own 0.999.
+_BETAS, _EPS = (0.9, 0.95), 1e-8
+# Source: Keller Jordan's Muon, https://kellerjordan.github.io/posts/muon/.
+_MOMENTUM = 0.95
 
 
 @dataclass(frozen=True)
@@ -15,13 +23,16 @@ class OptimizerSpec:
     """Rates and their course.
 
     Attributes:
-        matrix_rate: Peak rate of Muon, for matrices inside blocks; updates have the size AdamW's would.
-        other_rate: Peak rate of AdamW, for the embedding and norms.
-        weight_decay: Decoupled, of matrices and embedding.
+        matrix_rate: Peak rate of matrices inside blocks; Muon's updates have the size AdamW's would.
+        other_rate: Peak rate of AdamW for the embedding and norms.
+        weight_decay: Decoupled, of matrices and embedding; never of norms.
         warmup_steps: Steps over which the rate rises from nothing.
-        decay_share: Last share of a run in which it falls to nothing.
+        decay_share: Last share of a run in which a "wsd" schedule falls.
         clip: Largest norm of the whole gradient.
         z_weight: Weight of the squared log normalizer in the loss.
+        optimizer: Of the matrices inside blocks, "muon" or "adamw"; the rest has AdamW either way.
+        schedule: "wsd", "cosine" or "linear".
+        floor_share: Share of the peak rate that is left at the end of a run.
     """
 
     matrix_rate: float
@@ -31,6 +42,9 @@ class OptimizerSpec:
     decay_share: float = 0.2
     clip: float = 1.0
     z_weight: float = 0.0
+    optimizer: str = "muon"
+    schedule: str = "wsd"
+    floor_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("matrix_rate", "other_rate", "clip"):
@@ -39,45 +53,63 @@ class OptimizerSpec:
                 raise TrainingError(
                     f"{name} must be a number above 0; got {value!r}. Try 0.003 for a rate, 1 for clip."
                 )
+        for name in ("weight_decay", "warmup_steps", "z_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise TrainingError(f"{name} must be a number from 0 up; got {value!r}. Use 0 for none.")
         if not 0 < self.decay_share <= 1:
             raise TrainingError(f"decay_share must lie above 0 and up to 1; got {self.decay_share!r}. Try 0.2.")
+        if not 0 <= self.floor_share < 1:
+            raise TrainingError(f"floor_share must lie from 0 to below 1; got {self.floor_share!r}. Try 0.1.")
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if (value := getattr(self, name)) not in known:
+                raise TrainingError(f"{name} must be one of {', '.join(known)}; got {value!r}. Choose one of them.")
 
 
 def build_optimizers(weights: Mapping[str, Tensor], spec: OptimizerSpec) -> dict[str, torch.optim.Optimizer]:
-    """Return Muon over the matrices of blocks and AdamW over everything else, as "muon" and "adamw".
+    """Return the optimizers of all weights: "adamw", and "muon" if matrices of blocks have it.
+
+    Every group keeps its peak rate under "peak".
 
     Source: Muon is Keller Jordan's, with the update scale of arXiv:2502.16982; AdamW is arXiv:1711.05101.
     """
     matrices = [w for name, w in weights.items() if w.ndim == 2 and name.startswith("layers.")]
-    norms = [w for w in weights.values() if w.ndim == 1]
     tables = [w for name, w in weights.items() if w.ndim == 2 and not name.startswith("layers.")]
-    muon = torch.optim.Muon(
-        matrices, lr=spec.matrix_rate, weight_decay=spec.weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
-    adamw = torch.optim.AdamW(
-        [{"params": tables, "weight_decay": spec.weight_decay}, {"params": norms, "weight_decay": 0.0}],
-        lr=spec.other_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    return {"muon": muon, "adamw": adamw}
+    norms = [w for w in weights.values() if w.ndim < 2]
+    of_blocks = _group(matrices, spec.matrix_rate, spec.weight_decay)
+    others = [_group(tables, spec.other_rate, spec.weight_decay), _group(norms, spec.other_rate, 0.0)]
+    if spec.optimizer == "adamw":
+        return {"adamw": _adamw([of_blocks, *others])}
+    muon = torch.optim.Muon([of_blocks], momentum=_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    return {"muon": muon, "adamw": _adamw(others)}
 
 
 def rate_factor(step: int, progress: float, spec: OptimizerSpec) -> float:
-    """Return the share of the peak rate: rise by steps, hold, fall in a straight line to 0.
+    """Return the share of the peak rates that a step takes.
 
     Args:
-        progress: Share of the run that is done, by steps or by time.
-
-    Source: warm-up, stable, decay: MiniCPM, arXiv:2404.06395, section 4.
+        progress: Share of the run that is done, by steps, tokens or time.
     """
-    rising = min(1.0, (step + 1) / (spec.warmup_steps + 1))
-    falling = min(1.0, (1.0 - progress) / spec.decay_share)
-    return max(0.0, min(rising, falling))
+    return rate_share(
+        step,
+        progress,
+        schedule=spec.schedule,
+        warmup_steps=spec.warmup_steps,
+        decay_share=spec.decay_share,
+        floor_share=spec.floor_share,
+    )
 
 
-def set_rates(optimizers: Mapping[str, torch.optim.Optimizer], factor: float, spec: OptimizerSpec) -> None:
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     """Set every group to its peak rate times `factor`."""
-    for name, peak in (("muon", spec.matrix_rate), ("adamw", spec.other_rate)):
-        for group in optimizers[name].param_groups:
-            group["lr"] = peak * factor
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+
+def _group(weights: list[Tensor], peak: float, weight_decay: float) -> dict[str, Any]:
+    return {"params": weights, "peak": peak, "lr": peak, "weight_decay": weight_decay}
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPS, fused=True)
