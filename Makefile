@@ -2,7 +2,11 @@
 PYTHON ?= python
 INTERPRETER := $(shell command -v $(PYTHON))
 
-.PHONY: check format test test-slow test-data bench targets
+.PHONY: kernels check format test test-slow test-data bench targets
+
+# Compiles csrc/ in place where it is newer than the library.
+kernels:
+	$(PYTHON) hatch_build.py
 
 check:
 	$(PYTHON) -m ruff format --check .

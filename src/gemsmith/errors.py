@@ -11,9 +11,11 @@
     ├── HubError            (RuntimeError)  a download that was refused, cut off or is offline
     ├── MemoryLimitError    (RuntimeError)  a model or cache larger than this machine
     ├── CacheError          (RuntimeError)  a key/value cache asked for tokens it no longer holds
+    ├── KernelError         (RuntimeError)  compiled kernels that were demanded and cannot be had
     ├── StorageError        (RuntimeError)  a disk that is full or not writable
     ├── DataError           (ValueError)    a document, shard or recipe that cannot be used
-    └── TrainingError       (RuntimeError)  a loss, gradient or resume that must not go on
+    ├── TrainingError       (RuntimeError)  a loss, gradient or resume that must not go on
+    └── RunInterrupted      (RuntimeError)  a run that was asked to stop, and saved itself first
 
 Messages read `{name} must {rule}; got {value!r}{where}. {what to do}.`
 """
@@ -67,6 +69,10 @@ class CacheError(GemsmithError, RuntimeError):
     """A key/value cache asked for more tokens than it has room for, or no longer holds."""
 
 
+class KernelError(GemsmithError, RuntimeError):
+    """Compiled kernels, or an instruction set, that were demanded and cannot be had."""
+
+
 class StorageError(GemsmithError, RuntimeError):
     """A disk that is full, missing or not writable; what was there before is still there."""
 
@@ -77,3 +83,7 @@ class DataError(GemsmithError, ValueError):
 
 class TrainingError(GemsmithError, RuntimeError):
     """A training run that must not go on."""
+
+
+class RunInterrupted(GemsmithError, RuntimeError):
+    """A run that was asked to stop and is saved; it is no failure, and the same call goes on."""

@@ -1,0 +1,4 @@
+// Kernels of attention, in the form of kernels.h.
+#pragma once
+
+#define GS_ATTENTION_KERNELS(KERNEL)

@@ -1,0 +1,3 @@
+#define GS_ISA avx2
+#include "simd_avx2.h"
+#include "unit.inl"

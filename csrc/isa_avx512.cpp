@@ -1,0 +1,3 @@
+#define GS_ISA avx512
+#include "simd_avx512.h"
+#include "unit.inl"

@@ -1,0 +1,3 @@
+#define GS_ISA portable
+#include "simd_portable.h"
+#include "unit.inl"

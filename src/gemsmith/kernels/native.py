@@ -1,0 +1,128 @@
+"""The compiled library of csrc/: found, loaded after torch, and told which instruction set to use.
+
+Without it every caller takes the plain path. GEMSMITH_ISA forces an instruction set, GEMSMITH_REQUIRE_KERNELS=1
+makes the library's absence an error.
+"""
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gemsmith.errors import KernelError
+from gemsmith.kernels.openmp import loaded_runtimes
+
+PATH = Path(__file__).with_name("_gemsmith.so")
+# The version of csrc/kernels.h this file was written for.
+ABI = 1
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+# What GEMSMITH_ISA may say -> the sets that stand for it, the best first.
+_ISA_NAMES = {"portable": ("portable",), "avx2": ("avx2",), "avx512": ("avx512_bf16", "avx512"), "amx": ("amx",)}
+
+_logger = logging.getLogger("gemsmith")
+# A letter per parameter of csrc/kernels.h: p pointer, n int64, f float, i int32.
+_SIGNATURES = {
+    "rms_norm": "ppppnnfii",
+    "rms_norm_backward": "ppppppnnfii",
+    "rotate": "ppppnnnnnffi",
+    "gated_gelu": "pppnnnni",
+    "gated_gelu_backward": "pppppnnnnnni",
+    "loss_and_gradient": "ppppnnffi",
+    "adamw": "ppppnfffffffi",
+    "sum_of_squares": "ppni",
+}
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the library, loaded at the first call; None, said once in the log, where there is none.
+
+    Raises:
+        KernelError: GEMSMITH_REQUIRE_KERNELS is set and the library is missing or of another version, or
+            GEMSMITH_ISA names what this processor or library lacks.
+    """
+    loaded, missing = _load(PATH)
+    if loaded is None:
+        if os.environ.get("GEMSMITH_REQUIRE_KERNELS", "0") not in ("", "0"):
+            raise KernelError(f"kernels must be compiled where GEMSMITH_REQUIRE_KERNELS is set; {missing}.")
+        _logger.warning("Computing with plain torch: %s.", missing)
+        return None
+    # torch came first, by the import above: its threads serve our kernels too.
+    runtimes = [path.encode() for path in loaded_runtimes()]
+    loaded.gs_share_openmp(runtimes[0] if len(runtimes) == 1 else None)
+    asked = os.environ.get("GEMSMITH_ISA", "")
+    if asked:
+        _choose(loaded, asked)
+    return loaded
+
+
+def isa() -> str:
+    """Return the instruction set in use, "none" without a library."""
+    loaded = library()
+    return "none" if loaded is None else loaded.gs_isa().decode()
+
+
+def available() -> list[str]:
+    """List the instruction sets of the library that this processor can run, the best last."""
+    loaded = library()
+    return [] if loaded is None else loaded.gs_available().decode().split(",")
+
+
+def has(dtype: torch.dtype) -> bool:
+    """Tell whether there are compiled kernels for tensors of this dtype."""
+    return dtype in DTYPES and library() is not None
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Tell whether tensors are such as kernels read: on the CPU, float32 or bfloat16, rows without gaps."""
+    return library() is not None and all(
+        x.device.type == "cpu" and x.dtype in DTYPES and (not x.ndim or x.stride(-1) == 1 or x.shape[-1] <= 1)
+        for x in tensors
+    )
+
+
+def select(name: str) -> None:
+    """Use one instruction set by its exact name from now on, for tests and measurements.
+
+    Raises:
+        KernelError: There is no such set, or this processor lacks it.
+    """
+    loaded = library()
+    if loaded is None or loaded.gs_select(name.encode()) != 0:
+        raise KernelError(f"the instruction set must be one of {available()}; got {name!r}. Choose one of these.")
+
+
+def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """Return the library with its functions' types declared, or None and why."""
+    if not path.exists():
+        return None, f"{path.name} is not there (install with a C++ compiler, or run make kernels)"
+    try:
+        loaded = ctypes.CDLL(str(path))
+        found = loaded.gs_abi()
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be loaded ({error})"
+    if found != ABI:
+        return None, f"{path.name} has version {found}, not {ABI} (run make kernels)"
+    for name in ("gs_isa", "gs_available"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    for name in ("gs_share_openmp", "gs_select"):
+        getattr(loaded, name).argtypes = [ctypes.c_char_p]
+    for name, letters in _SIGNATURES.items():
+        function = getattr(loaded, f"gs_{name}")
+        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    return loaded, ""
+
+
+def _choose(loaded: ctypes.CDLL, asked: str) -> None:
+    """Select what GEMSMITH_ISA names."""
+    names = _ISA_NAMES.get(asked)
+    if names is None:
+        raise KernelError(f"GEMSMITH_ISA must be one of {', '.join(_ISA_NAMES)}; got {asked!r}. Correct or unset it.")
+    if all(loaded.gs_select(name.encode()) for name in names):
+        here = loaded.gs_available().decode().replace(",", ", ")
+        raise KernelError(f"GEMSMITH_ISA must be what this processor can run ({here}); got {asked!r}. Unset it.")
