@@ -66,3 +66,25 @@ def test_visible_equals_the_rule_read_aloud(window: int | None, direction: str) 
     assert mask.tolist() == slow_visible(tuple(x.tolist() for x in q), tuple(x.tolist() for x in k), window, direction)
     assert mask.any()
     assert not mask.all()
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout.rows(
+            torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 1, 1, -1, -1]]),
+            torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2], [0, 0, 1, 2, 3, 4, 0, 1]]),
+        ),
+        Layout.packed([3, 1, 5]),
+        Layout.packed([3, 4], starts=[2, 5]),
+        Layout.packed([1]),
+    ],
+    ids=["rows", "packed", "starts", "one token"],
+)
+def test_first_keys_say_what_the_mask_says(layout: Layout, window: int | None) -> None:
+    places, facts = torch.arange(layout.n_tokens), (layout.documents, layout.positions, None)
+    row = places // (layout.n_tokens // layout.n_rows)
+    seen = visible(facts, facts, window=window) & (row[:, None] == row)
+    first = layout.first_keys(window)
+    assert torch.equal((places >= first[:, None]) & (places <= places[:, None]), seen)

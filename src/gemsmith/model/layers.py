@@ -38,19 +38,28 @@ class Embedding(nn.Module):
         return ops.linear(hidden, self.weight if self._packed is None else self._packed)
 
     def forward(
-        self, token_ids: Int[Tensor, " T"], embeddings: Float[Tensor, "E D"] | None = None
+        self,
+        token_ids: Int[Tensor, " T"],
+        embeddings: Float[Tensor, "E D"] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "T D"]:
-        """Return scaled token vectors; ids of -1 take the rows of `embeddings` in order, unscaled."""
-        scale = ops.embedding_scale(self.weight.shape[1], self.weight.dtype)
+        """Return scaled token vectors; ids of -1 take the rows of `embeddings` in order, unscaled.
+
+        Args:
+            dtype: Of the vectors, and so of all that follows; the table's by default.
+        """
+        dtype = self.weight.dtype if dtype is None else dtype
+        scale = ops.embedding_scale(self.weight.shape[1], dtype)
         if embeddings is None:
-            return nn.functional.embedding(token_ids, self.weight) * scale
+            return nn.functional.embedding(token_ids, self.weight).to(dtype) * scale
         given = token_ids < 0
         if int(given.sum()) != embeddings.shape[0]:
             raise ConfigError(
                 f"embeddings must be as many as the ids of -1; got {embeddings.shape[0]} for {int(given.sum())}. "
                 "Mark each place an embedding goes to with -1."
             )
-        x = nn.functional.embedding(token_ids.clamp(min=0), self.weight) * scale
+        x = nn.functional.embedding(token_ids.clamp(min=0), self.weight).to(dtype) * scale
         return x.index_put((given.nonzero()[:, 0],), embeddings.to(x.dtype))
 
 

@@ -100,7 +100,7 @@ class Layout:
         """Lay out rows of equal length, each packed with documents of its own: a training batch.
 
         Args:
-            documents: Document of each token, told apart within a row; negative for filler.
+            documents: Document of each token, told apart within a row, each in one piece; negative for filler.
             positions: Place within the document, counting up by one along the row.
         """
         n_rows, length = documents.shape
@@ -111,6 +111,20 @@ class Layout:
     def n_tokens(self) -> int:
         """Length of the flat axis."""
         return self.documents.shape[0]
+
+    def first_keys(self, window: int | None) -> Int[Tensor, " T"]:
+        """Return the first place on the flat axis each token of a causal layer may see, int32.
+
+        A token sees the places from there to its own. Filler sees none: its first lies after it.
+        """
+        places = torch.arange(self.n_tokens, device=self.documents.device)
+        is_start = torch.ones_like(self.documents, dtype=torch.bool)
+        is_start[1:] = (self.documents.diff() != 0) | (self.positions.diff() != 1)
+        is_start.view(self.n_rows, -1)[:, 0] = True
+        first = torch.where(is_start, places, 0).cummax(0).values
+        if window is not None:
+            first = torch.maximum(first, places - (window - 1))
+        return torch.where(self.documents < 0, places + 1, first).int()
 
     def part(self, rows: Int[Tensor, " R"], segments: tuple[Segment, ...]) -> "Layout":
         """Return the layout of some rows, whose segments the caller has worked out."""

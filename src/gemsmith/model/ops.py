@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gemsmith.kernels import blocked_attention, packed_linear
+from gemsmith.kernels import blocked_attention, packed_linear, rounded_linear
 
 _only_plain = False
 
@@ -33,8 +33,10 @@ def plain_only() -> Iterator[None]:
 
 
 def linear(x: Float[Tensor, "*T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*T d_out"]:
-    """Return x @ weight.T, whichever form the weight is stored in."""
-    return packed_linear.linear(x, weight) if weight.is_mkldnn else F.linear(x, weight)
+    """Return x @ weight.T in the dtype of x, whichever form the weight is stored in."""
+    if weight.is_mkldnn:
+        return packed_linear.linear(x, weight)
+    return F.linear(x, weight) if weight.dtype == x.dtype else rounded_linear.linear(x, weight)
 
 
 def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:

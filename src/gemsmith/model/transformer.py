@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CacheError, ConfigError
@@ -24,6 +26,10 @@ _CAPTURE_NAMES = {"attention": "self_attn", "feed_forward": "mlp", "embedding": 
 class Transformer(nn.Module):
     """A Gemma as a torch module; parameters have their published names, less the leading "model.".
 
+    Attributes:
+        is_recomputed: Blocks keep only their input for the backward pass and compute the rest again,
+            for a third more arithmetic and far less memory.
+
     Args:
         config: What it is made of.
         dtype: Of the parameters, float32 by default.
@@ -41,6 +47,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.is_recomputed = False
         self.embed_tokens = Embedding(config.vocab_size, config.d_model, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
             build_layer(config, index, dtype=dtype, device=device) for index in range(config.n_layers)
@@ -82,6 +89,7 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         embeddings: Float[Tensor, "E D"] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "T D"]:
         """Return the normalized state of every token: the one forward pass behind everything.
 
@@ -89,6 +97,8 @@ class Transformer(nn.Module):
             token_ids: Ids on one flat axis; -1 takes the next row of `embeddings` instead.
             layout: Document and position of each; with a cache, documents are its slots.
             cache: Earlier tokens; it is written to. Documents longer than its slack go in pieces.
+            dtype: Of the arithmetic, the weights' by default; weights of another one are rounded where
+                they are used, as float32 masters are in training.
 
         Raises:
             CacheError: The tokens do not continue the cache or do not fit it.
@@ -96,7 +106,7 @@ class Transformer(nn.Module):
         if cache is not None:
             for segment in layout.segments:
                 cache.reserve(segment.slot, segment.position, segment.n_tokens)
-        x = self.embed_tokens(token_ids, embeddings)
+        x = self.embed_tokens(token_ids, embeddings, dtype=dtype)
         longest = max(segment.n_tokens for segment in layout.segments)
         if cache is None or longest <= cache.max_chunk:
             return self._run(x, layout, cache)
@@ -113,7 +123,10 @@ class Transformer(nn.Module):
     def _run(self, x: Float[Tensor, "T D"], layout: Layout, cache: KVCache | None) -> Float[Tensor, "T D"]:
         step = Pass(layout, cache)
         for layer in self.layers:
-            x = layer(x, step)
+            if self.is_recomputed and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(layer, x, step, use_reentrant=False, preserve_rng_state=False))
+            else:
+                x = layer(x, step)
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:

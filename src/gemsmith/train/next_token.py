@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,21 +17,29 @@ from gemsmith.train.loss import LossSpec, chunked_loss
 
 
 def next_token_loss(
-    config: ModelConfig, spec: LossSpec, *, dtype: torch.dtype = torch.float32, is_compiled: bool = False
+    config: ModelConfig,
+    spec: LossSpec,
+    *,
+    dtype: torch.dtype = torch.float32,
+    is_compiled: bool = False,
+    is_recomputed: bool = False,
 ) -> LossFn:
     """Return the function (weights, batch) -> summed loss of a network of this configuration.
 
     Args:
         dtype: What the arithmetic of the blocks runs in; weights stay float32 masters.
         is_compiled: Fuse with torch.compile; needs a C++ compiler, and a minute at the first call.
+        is_recomputed: Compute the blocks twice instead of keeping what their backward pass needs.
     """
-    forward: Callable[..., Tensor] = partial(_hidden, _Rows(config), dtype=dtype)
-    if is_compiled:
-        forward = torch.compile(forward, dynamic=False)
+    network = Transformer(config, device="meta")
+    network.is_recomputed = is_recomputed
+    forward = partial(_hidden, network, dtype=dtype)
+    hidden: Callable[..., Tensor] = torch.compile(forward, dynamic=False) if is_compiled else forward
 
     def summed_loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        adopt(network, weights)
         return chunked_loss(
-            forward(weights, batch.token_ids, batch.documents, batch.positions),
+            hidden(batch.token_ids, batch.documents, batch.positions),
             weights["embed_tokens.weight"],
             batch.targets.flatten(),
             loss_mask=batch.loss_mask.flatten(),
@@ -41,22 +50,24 @@ def next_token_loss(
     return summed_loss
 
 
-class _Rows(nn.Module):
-    """The network's one forward pass, over the rows of a batch."""
+def adopt(network: Transformer, weights: Mapping[str, Tensor]) -> None:
+    """Make these tensors the parameters of a network, by name.
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.network = Transformer(config, device="meta")
-
-    def forward(
-        self, token_ids: Int[Tensor, "B T"], documents: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "N D"]:
-        return self.network.hidden(token_ids.flatten(), Layout.rows(documents, positions))
+    They stay its parameters: blocks that are computed again in the backward pass read them there,
+    which `torch.func.functional_call` would have put back by then.
+    """
+    for name, weight in weights.items():
+        module, _, parameter = name.rpartition(".")
+        network.get_submodule(module)._parameters[parameter] = cast(nn.Parameter, weight)
 
 
 def _hidden(
-    rows: _Rows, weights: Mapping[str, Tensor], *batch: Int[Tensor, "B T"], dtype: torch.dtype
+    network: Transformer,
+    token_ids: Int[Tensor, "B T"],
+    documents: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+    *,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "N D"]:
-    """Run the network with these masters, rounded where they are used."""
-    rounded = {f"network.{name}": weight.to(dtype) for name, weight in weights.items()}
-    return torch.func.functional_call(rows, rounded, batch)
+    """Run the network's one forward pass over the rows of a batch."""
+    return network.hidden(token_ids.flatten(), Layout.rows(documents, positions), dtype=dtype)
