@@ -1,6 +1,7 @@
 """The `gemsmith` command: run one line, turn every way it can end into an exit status.
 
-0 is success, 1 a failure, 2 a wrong call, 130 a stop by Ctrl-C, 141 a reader of our output that went away.
+0 is success, 1 a failure, 2 a wrong call, 75 a run that was asked to stop and saved itself first (the same
+call goes on), 130 a stop by Ctrl-C, 141 a reader of our output that went away.
 """
 
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-FAILURE, WRONG_CALL, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+FAILURE, WRONG_CALL, SAVED, INTERRUPTED, READER_GONE = 1, 2, 75, 130, 141
 
 # An import cut short by Ctrl-C may surface as some other error (C extensions report ImportError); an
 # unexpected error this soon after the key is taken for its consequence.
@@ -68,7 +69,7 @@ def _watched_interrupts(*, is_own_process: bool) -> Iterator[Callable[[], float]
 def _failed(error: BaseException) -> int:
     """Print what went wrong in one message and return the exit status."""
     from gemsmith.cli.console import is_wrong_call, say
-    from gemsmith.errors import GemsmithError
+    from gemsmith.errors import GemsmithError, RunInterrupted
 
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILURE if error.code else 0
@@ -76,6 +77,8 @@ def _failed(error: BaseException) -> int:
         raise error
     if isinstance(error, GemsmithError | OSError):
         say(f"gemsmith: {error}")
+        if isinstance(error, RunInterrupted):
+            return SAVED
         return WRONG_CALL if is_wrong_call(error) else FAILURE
     say(f"gemsmith: unexpected {type(error).__name__}: {error}")
     say("This is a defect of gemsmith. Set GEMSMITH_TRACEBACK=1 to see where it comes from.")
