@@ -4,7 +4,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from gemsmith.errors import DataError
 from gemsmith.train.optimizer import OptimizerSpec
 
 T = TypeVar("T")
+Table = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class VocabularySpec:
-    """A vocabulary to learn from a sample of the sources."""
+    """A vocabulary to learn from a sample of the sources, or one that is there already.
+
+    Attributes:
+        path: A tokenizer file, or a folder with one, below the data folder; it must have `size` pieces.
+    """
 
     size: int
-    sample_megabytes: float
+    sample_megabytes: float = 24.0
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,54 +87,123 @@ class Recipe:
     sources: tuple[Source, ...]
 
 
+SECTIONS: dict[str, type] = {
+    "model": Shape,
+    "vocabulary": VocabularySpec,
+    "optimizer": OptimizerSpec,
+    "batch": BatchSpec,
+}
+
+
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe file.
+    """Read a complete recipe file.
 
     Raises:
         DataError: The file is missing or no TOML, a key is unknown (the nearest is offered) or missing,
             or a value has the wrong type.
     """
+    return to_recipe(read_table(path))
+
+
+def read_table(path: Path) -> Table:
+    """Read a recipe file that may lack keys, and check those it has.
+
+    Raises:
+        DataError: The file is missing or no TOML, or a key is unknown (the nearest is offered).
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"recipe must be a TOML file; got {str(path)!r} ({error}). Check path and syntax.") from error
-    _check_keys(table, [field.name for field in fields(Recipe)], "the recipe")
-    sources = tuple(_read(Source, row, f"source {row.get('name')!r}") for row in table["sources"])
-    batch = _read(BatchSpec, table["batch"], "[batch]")
-    model = _read(Shape, table["model"], "[model]")
-    vocabulary = _read(VocabularySpec, table["vocabulary"], "[vocabulary]")
-    optimizer = _read(OptimizerSpec, table["optimizer"], "[optimizer]")
-    for name in ("row", "late_row"):
-        row = getattr(batch, name)
-        if row < 2 or batch.tokens % row or row > model.max_seq_len:
-            raise DataError(
-                f"{name} must divide the batch's {batch.tokens} tokens and fit max_seq_len; got {row}. "
-                "Choose a power of two."
-            )
-    return Recipe(model, vocabulary, optimizer, batch, sources)
+    check_keys(table, [field.name for field in fields(Recipe)], "the recipe")
+    for name, kind in SECTIONS.items():
+        check_keys(table.get(name, {}), [field.name for field in fields(kind)], f"[{name}]")
+    return table
 
 
-def _read(kind: type[T], table: Mapping[str, Any], place: str) -> T:
-    """Make a dataclass of a table, strictly."""
-    known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
-    required = [name for name, field in known.items() if repr(field.default).startswith("<dataclasses")]
-    _check_keys(table, list(known), place, required)
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        wanted = str(known[name].type).replace("<class '", "").replace("'>", "")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-        fits = {"int": isinstance(value, int), "float": is_number}.get(wanted, isinstance(value, str))
-        if not fits:
-            raise DataError(f"{name} must be of type {wanted}; got {value!r} in {place}. Correct the recipe.")
-        values[name] = float(value) if wanted == "float" else value
-    return kind(**values)
+def to_recipe(table: Table) -> Recipe:
+    """Make a recipe of a table that has everything.
+
+    Raises:
+        DataError: A key is missing or unknown, or a value has the wrong type.
+    """
+    names = [field.name for field in fields(Recipe)]
+    check_keys(table, names, "the recipe", names)
+    recipe = Recipe(
+        read_section(table, "model", Shape),
+        read_section(table, "vocabulary", VocabularySpec),
+        read_section(table, "optimizer", OptimizerSpec),
+        read_section(table, "batch", BatchSpec),
+        read_sources(table),
+    )
+    _check_rows(recipe)
+    return recipe
 
 
-def _check_keys(table: Mapping[str, Any], known: list[str], place: str, required: list[str] | None = None) -> None:
+def read_section(table: Table, name: str, kind: type[T]) -> T:
+    """Return one section of a recipe's table."""
+    return _read(kind, table.get(name, {}), f"[{name}]")
+
+
+def read_sources(table: Table) -> tuple[Source, ...]:
+    """Return the sources of a recipe's table.
+
+    Raises:
+        DataError: There are none, or one of them is not sound.
+    """
+    sources = tuple(_read(Source, row, f"source {row.get('name')!r}") for row in table.get("sources", ()))
+    if not sources:
+        raise DataError("recipe must name at least one source; got none. Add a [[sources]] section.")
+    return sources
+
+
+def check_keys(table: Table, known: list[str], place: str, required: list[str] | None = None) -> None:
+    """Refuse keys that are unknown, and the lack of those that are required.
+
+    Raises:
+        DataError: One of both; it is named, with the nearest known key.
+    """
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.3) or known[:1]
             raise DataError(f"key must be one that recipes know; got {key!r} in {place}. Did you mean {near[0]!r}?")
-    missing = [name for name in (known if required is None else required) if name not in table]
+    missing = [name for name in required or () if name not in table]
     if missing:
-        raise DataError(f"{place} must have the key {missing[0]!r}; got {', '.join(table) or 'none'}. Add it.")
+        hint = " Add it, or let --params derive it." if missing[0] in SECTIONS or "[" in place else " Add it."
+        raise DataError(f"{place} must have the key {missing[0]!r}; got {', '.join(table) or 'none'}.{hint}")
+
+
+def _check_rows(recipe: Recipe) -> None:
+    batch = recipe.batch
+    for name in ("row", "late_row"):
+        row = getattr(batch, name)
+        if row < 2 or batch.tokens % row or row > recipe.model.max_seq_len:
+            raise DataError(
+                f"{name} must divide the batch's {batch.tokens} tokens and fit max_seq_len; got {row}. "
+                "Choose a power of two."
+            )
+
+
+def _read(kind: type[T], table: Table, place: str) -> T:
+    """Make a dataclass of a table, strictly."""
+    known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    required = [name for name, field in known.items() if field.default is MISSING]
+    check_keys(table, list(known), place, required)
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        wanted = str(known[name].type).replace("<class '", "").replace("'>", "")
+        if not _fits(value, wanted):
+            raise DataError(f"{name} must be of type {wanted}; got {value!r} in {place}. Correct the recipe.")
+        values[name] = float(value) if wanted == "float" else tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _fits(value: object, wanted: str) -> bool:
+    """Tell whether a TOML value is what a field's type, as written, calls for."""
+    if wanted == "bool" or isinstance(value, bool):
+        return wanted == "bool" and isinstance(value, bool)
+    if wanted == "float":
+        return isinstance(value, int | float) and not math.isnan(value)
+    if wanted.startswith("tuple"):
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, int if wanted == "int" else str)

@@ -11,6 +11,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKSPACE_BYTES = 256 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 
 
 def needed_bytes(config: ModelConfig, dtype: str) -> int:
@@ -34,6 +35,16 @@ def available_bytes(device: str = "cpu") -> int:
         return torch.cuda.mem_get_info(device)[0]
     limits = [limit for limit in (_meminfo_bytes(), _cgroup_bytes(2), _cgroup_bytes(1)) if limit is not None]
     return min(limits) if limits else _total_bytes()
+
+
+def resident_bytes() -> int:
+    """Return the main memory this process holds now; where the system does not tell, the most it ever held."""
+    fields = "".join(_lines(_STATM)).split()
+    if len(fields) > 1:
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
 def check_fits(config: ModelConfig, dtype: str, *, device: str = "cpu", name: str = "model") -> None:
