@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gemsmith.data.documents import held_out, read_documents, read_rows, read_texts
+from gemsmith.data.documents import held_out, read_documents
+from gemsmith.data.readers import read_rows, read_texts
 from gemsmith.data.stories import fable_request, story_request
 from gemsmith.errors import DataError
 
@@ -56,7 +57,7 @@ def test_broken_archive_is_refused(tmp_path: Path) -> None:
 
 def test_field_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": None, "body": "b"}])
-    with pytest.raises(DataError, match=r"'text' must be text; got 'None' in row 2 of a\.jsonl.*text, body"):
+    with pytest.raises(DataError, match=r"'text' must be text; got 'None' in line 2 of a\.jsonl.*text, body"):
         list(read_texts(path))
 
 
@@ -88,7 +89,7 @@ def test_unknown_form_and_missing_fields_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(DataError, match=r"form must be one of text.*got 'poem'"):
         list(read_documents(path, form="poem"))
-    with pytest.raises(DataError, match=r"form 'question'; got .*'text'.* in row 1"):
+    with pytest.raises(DataError, match=r"form 'question'; got .*'text'.* in line 1"):
         list(read_documents(path, form="question"))
 
 

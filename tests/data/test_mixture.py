@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemsmith.data.mixture import Mixture
+from gemsmith.data.mixture import _BLOCK, Mixture, _draw
 from gemsmith.data.packing import Piece, cut, fit, pack_epoch
-from gemsmith.data.shards import Shard, build_shard
+from gemsmith.data.shards import Joined, Shard, build_shard
 from gemsmith.data.sources import Source
 from gemsmith.errors import DataError
 
@@ -94,12 +94,32 @@ def test_late_shares_replace_the_main_ones() -> None:
     assert counts["c"] / 2000 == pytest.approx(0.5, abs=0.05)  # 1 : 1 : 2, its share having no late value
 
 
-def test_place_counts_rows_of_its_source_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gemsmith.data.mixture._BLOCK", 8)
+def test_place_counts_rows_of_its_source_over_blocks() -> None:
     mixed = mixture(seed=1234)
-    places = [mixed.place(mixed.stage(row=64), number) for number in range(50)]
-    for name in "abc":
-        assert [index for found, index in places if found == name] == list(range(sum(n == name for n, _ in places)))
+    stage = mixed.stage(row=64)
+    counts: Counter[str] = Counter()
+    for number in range(_BLOCK + 300):
+        name, index = mixed.place(stage, number)
+        assert index == counts[name]
+        counts[name] += 1
+
+
+def test_place_far_into_a_run_is_found_without_what_lies_before_it() -> None:
+    mixed = mixture(seed=5)
+    stage = mixed.stage(row=64)
+    _draw.cache_clear()
+    name, index = mixed.place(stage, 10**12)
+    assert _draw.cache_info().misses == 1
+    assert index / 10**12 == pytest.approx({"a": 0.5, "b": 0.3, "c": 0.2}[name], abs=1e-4)
+
+
+def test_share_that_never_gets_a_row_is_refused() -> None:
+    sources = [Source("a", "", "", 1.0), Source("b", "", "", 1e-7)]
+    mixed = Mixture(sources, {"a": shard([9]), "b": shard([9])}, NO_BREAKS, 1)
+    with pytest.raises(DataError, match=r"share must be above 1/65536 of all; got .*e-0[78] .* in source 'b'"):
+        mixed.stage(row=64)
+    with pytest.raises(DataError, match="share must be above 0 for one source at least; got 0 for all"):
+        Mixture([Source("a", "", "", 0.0)], {"a": shard([9])}, NO_BREAKS, 1).stage(row=64)
 
 
 def test_row_holds_documents_after_bos_with_the_next_ids_as_targets() -> None:
@@ -138,5 +158,69 @@ def test_rows_too_short_for_every_conversation_are_refused() -> None:
 def test_source_without_documents_is_refused() -> None:
     with pytest.raises(DataError, match="at least one document to train on; got none"):
         build_shard([], is_chat=False)
-    with pytest.raises(DataError, match="must be below 65536; got 65536"):
-        build_shard([([65536], [True])], is_chat=False)
+
+
+def test_ids_take_two_bytes_as_long_as_they_fit() -> None:
+    assert build_shard([([65535], [True])], is_chat=False).token_ids[:1].dtype == np.uint16
+    assert build_shard([([65536], [True])], is_chat=False).token_ids[:1].dtype == np.uint32
+
+
+def test_id_beyond_the_vocabulary_is_named_with_its_document() -> None:
+    for lengths in ([9, 60], [9, 70]):  # found when a row is filled, and when a long text is cut
+        mixed = Mixture([Source("a", "", "", 1.0)], {"a": shard(lengths, first=950)}, NO_BREAKS, 1)
+        with pytest.raises(DataError, match=r"below the vocabulary's 1000; got 1\d\d\d in document 2"):
+            mixed.batch(mixed.stage(row=64), 0, 3)
+
+
+def test_epoch_holds_every_token_once_as_a_target() -> None:
+    """Each with what precedes it in its document, or BOS, and its place from where its document was cut."""
+    many = shard([30, 150, 64, 1, 65, 9, 9, 400], first=10)
+    mixed = Mixture([Source("a", "", "", 1.0, max_epochs=1)], {"a": many}, NO_BREAKS, 3)
+    stage = mixed.stage(row=64)
+    n_rows = len(pack_epoch(many, row=64, breaks=NO_BREAKS, seed=(1,)))
+    batch = mixed.batch(stage, 0, n_rows)
+    assert sorted(batch.targets[batch.loss_mask].tolist()) == many.token_ids[:].tolist()
+    for row in range(n_rows):
+        for place in range(64):
+            target, position = int(batch.targets[row, place]), int(batch.positions[row, place])
+            if not batch.loss_mask[row, place]:
+                continue
+            if position == 0:
+                assert batch.token_ids[row, place] == 2
+                assert place == 0 or batch.documents[row, place] != batch.documents[row, place - 1]
+            else:
+                assert batch.token_ids[row, place] == target - 1
+                assert batch.documents[row, place] == batch.documents[row, place - 1]
+    with pytest.raises(DataError, match="'a' must not be seen more than 1 times"):
+        mixed.batch(stage, n_rows, 1)
+
+
+def test_conversations_keep_their_loss_masks() -> None:
+    chats = build_shard([([20, 21, 22, 1], [False, False, True, True]), ([30, 1], [False, True])], is_chat=True)
+    mixed = Mixture([Source("a", "", "", 1.0)], {"a": chats}, NO_BREAKS, 1)
+    batch = mixed.batch(mixed.stage(row=8), 0, 1)
+    assert batch.targets[0, :6].tolist() == [20, 21, 22, 1, 30, 1]
+    assert batch.loss_mask[0].tolist() == [False, False, True, True, False, True, False, False]
+
+
+def test_batch_says_what_lies_in_each_row() -> None:
+    mixed = Mixture([Source("a", "", "", 1.0)], {"a": shard([60, 70])}, NO_BREAKS, 1)
+    assert mixed.batch(mixed.stage(row=64), 0, 3).sources == ("a: document 2", "a: document 1", "a: document 2")
+
+
+def test_arrays_in_several_files_read_as_one() -> None:
+    whole = np.arange(10)
+    joined = Joined([whole[:4], whole[4:5], whole[5:]])
+    for start in range(11):
+        for stop in range(start, 11):
+            assert joined[start:stop].tolist() == whole[start:stop].tolist()
+    assert len(joined) == 10
+
+
+def test_old_epochs_leave_memory_and_come_back_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemsmith.data.mixture._MAX_EPOCHS_HELD", 0)
+    few = Mixture([Source("a", "", "", 1.0)], {"a": shard([60, 50, 40])}, NO_BREAKS, 1)
+    stage = few.stage(row=64)
+    places = [few.pieces(stage, number) for number in range(9)]
+    assert len(few._held) == 1
+    assert [few.pieces(stage, number) for number in range(9)] == places

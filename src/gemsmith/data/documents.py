@@ -1,20 +1,15 @@
-"""Documents out of files: JSON lines, plain or compressed, with texts or conversations in them."""
+"""Documents: one text or one conversation each, with where it came from and what decides its fate."""
 
-import bz2
-import gzip
 import hashlib
 import json
-import lzma
-import re
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from gemsmith.data.stories import fable_request, story_request
+from gemsmith.data.forms import FORMS, Turns
+from gemsmith.data.readers import BinaryFileError, Row, SourceFile, read_numbered, read_whole, text_of
 from gemsmith.errors import DataError
-
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
 @dataclass(frozen=True)
@@ -25,47 +20,62 @@ class Document:
         text: Empty when the document is a conversation.
         turns: Pairs (role, content), the user's first.
         key: What decides whether it is held out; documents made from one source text share it.
+        file: Name of its file, below the folder of the data.
+        line: Its line in the file; 0 where the file is one document.
+        is_binary: It stands for a file that is no text.
     """
 
     text: str
     key: str
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: Turns = ()
+    file: str = ""
+    line: int = 0
+    is_binary: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the row gave nothing, as a story does whose form finds no one in it."""
+        return not (self.text or self.turns)
+
+    @property
+    def place(self) -> str:
+        """Where it came from, for messages."""
+        return f"line {self.line} of {self.file}" if self.line else self.file
+
+    @property
+    def content(self) -> str:
+        """All its text."""
+        return "\n".join(self.parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Its text, or what is said in each turn."""
+        return tuple(content for _, content in self.turns) or (self.text,)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its text in UTF-8."""
+        return sum(len(part.encode()) for part in self.parts)
+
+    def sha256(self) -> bytes:
+        """Return the hash of exactly this text or conversation."""
+        return hashlib.sha256(_spelled(self.text, self.turns)).digest()
+
+    def alike(self) -> int:
+        """Return 64 bits that documents share which differ in case, spaces or Unicode form only."""
+        turns = tuple((role, normalized(content)) for role, content in self.turns)
+        digest = hashlib.sha256(_spelled(normalized(self.text), turns)).digest()
+        return int.from_bytes(digest[:8], "little")
 
 
-def read_rows(path: Path) -> Iterator[dict[str, object]]:
-    """Yield the objects of a JSON lines file; `.xz`, `.gz` and `.bz2` are unpacked.
-
-    Raises:
-        DataError: The file is missing, or a line is not a JSON object in UTF-8; file and line are named.
-    """
-    if not path.is_file():
-        raise DataError(f"data must be a file of JSON lines; got {str(path)!r}, which is not there. Check the path.")
-    with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as lines:
-        number = 1
-        try:
-            for line in lines:
-                if line.strip():
-                    yield _object(line)
-                number += 1
-        except (ValueError, lzma.LZMAError, EOFError, OSError) as error:
-            raise DataError(
-                f"data must hold one JSON object per line, in UTF-8; got an error near line {number} of "
-                f"{path.name} ({error}). Repair or remove the line."
-            ) from error
-
-
-def read_texts(path: Path, field: str = "text") -> Iterator[str]:
-    """Yield one field of every row.
-
-    Raises:
-        DataError: A row has no such field, or it is not text.
-    """
-    for number, row in enumerate(read_rows(path), 1):
-        yield _text(row, field, path, number)
+def normalized(text: str) -> str:
+    """Return a text without what exact duplicates may differ in: case, runs of spaces, Unicode form."""
+    plain = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return " ".join(plain.casefold().split())
 
 
 def read_documents(path: Path, *, form: str, key_field: str | None = None) -> Iterator[Document]:
-    """Yield the documents of a file.
+    """Yield the documents of a file; rows that give none are passed over.
 
     Args:
         form: How a row becomes documents: one of FORMS.
@@ -74,19 +84,27 @@ def read_documents(path: Path, *, form: str, key_field: str | None = None) -> It
     Raises:
         DataError: The form is unknown, or a row lacks what it needs.
     """
+    for document in documents_of([SourceFile(path, path.name)], form=form, key_field=key_field):
+        if not document.is_empty:
+            yield document
+
+
+def documents_of(
+    files: Sequence[SourceFile], *, form: str, key_field: str | None = None, skips_binary: bool = False
+) -> Iterator[Document]:
+    """Yield a document for every row of every file, empty ones too.
+
+    Args:
+        skips_binary: Files that are no text give an empty document instead of an error.
+
+    Raises:
+        DataError: The form is unknown, a file cannot be read, or a row lacks what the form needs.
+    """
     if form not in FORMS:
         raise DataError(f"form must be one of {', '.join(FORMS)}; got {form!r}. Choose one of them.")
-    for number, row in enumerate(read_rows(path), 1):
-        key = None if key_field is None else _letters(_text(row, key_field, path, number))
-        try:
-            text, turns = FORMS[form](row)
-        except (KeyError, TypeError, IndexError) as error:
-            raise DataError(
-                f"row must have the fields of form {form!r}; got {sorted(row)} in row {number} of {path.name}. "
-                "Choose another form."
-            ) from error
-        if text or turns:
-            yield Document(text, key if key is not None else _letters(text or turns[-1][1]), turns)
+    for file in files:
+        for line, row in _rows(file, skips_binary=skips_binary):
+            yield _document(row, file.name, line, form=form, key_field=key_field)
 
 
 def held_out(key: str, percent: float) -> bool:
@@ -95,23 +113,32 @@ def held_out(key: str, percent: float) -> bool:
     return number < percent / 100 * 2**64
 
 
-def _object(line: str) -> dict[str, object]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"{line[:40]!r} is not an object")
-    return row
+def _rows(file: SourceFile, *, skips_binary: bool) -> Iterator[tuple[int, Row]]:
+    if file.holds_lines:
+        yield from read_numbered(file.path)
+        return
+    try:
+        yield 0, {"text": read_whole(file.path), "path": file.name}
+    except BinaryFileError:
+        if not skips_binary:
+            raise
+        yield 0, {}
 
 
-def _text(row: Mapping[str, object], field: str, path: Path, number: int) -> str:
-    value = row.get(field)
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str):
+def _document(row: Row, file: str, line: int, *, form: str, key_field: str | None) -> Document:
+    if not row and not line:
+        return Document("", "", file=file, is_binary=True)
+    place = f"line {line} of {Path(file).name}" if line else file
+    key = None if key_field is None else _letters(text_of(row, key_field, place))
+    try:
+        text, turns = FORMS[form](row)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(
-            f"field {field!r} must be text; got {str(value)[:60]!r} in row {number} of {path.name}. "
-            f"The row's fields are {', '.join(row)}."
-        )
-    return value
+            f"row must have the fields of form {form!r}; got {sorted(row)} in {place}. Choose another form."
+        ) from error
+    if key is None:
+        key = _letters(text or (turns[-1][1] if turns else ""))
+    return _check_unicode(Document(text, key, turns, file, line))
 
 
 def _letters(text: str) -> str:
@@ -119,55 +146,16 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-Parts = tuple[str, tuple[tuple[str, str], ...]]
+def _spelled(text: str, turns: Turns) -> bytes:
+    return json.dumps([text, turns], ensure_ascii=False).encode() if turns else text.encode()
 
 
-def _plain(row: Mapping[str, object]) -> Parts:
-    return str(row["text"]).strip(), ()
-
-
-def _book(row: Mapping[str, object]) -> Parts:
-    """Join the lines of a paragraph; books arrive wrapped to a fixed width."""
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", str(row["text"]).replace("\r", "")).strip(), ()
-
-
-def _titled(row: Mapping[str, object]) -> Parts:
-    return f"{row['title']}\n\n{str(row['text']).strip()}", ()
-
-
-def _instruction(row: Mapping[str, object]) -> Parts:
-    """Read an instruction, perhaps some material for it, and the answer."""
-    material = str(row.get("input") or row.get("context") or "").strip()
-    question = str(row["instruction"]).strip() + (f"\n\n{material}" if material else "")
-    return "", (("user", question), ("model", str(row.get("output") or row["response"]).strip()))
-
-
-def _question(row: Mapping[str, object]) -> Parts:
-    question = f"{str(row['context']).strip()}\n\n{row['question']}"
-    return "", (("user", question), ("model", str(row["answer"]).strip()))
-
-
-def _dialogue(row: Mapping[str, object]) -> Parts:
-    roles = {"USER": "user", "SYSTEM": "model"}
-    turns: list[dict[str, str]] = row["turns"]  # pyright: ignore[reportAssignmentType]
-    return "", tuple((roles[turn["role"]], turn["text"].strip()) for turn in turns)
-
-
-def _story_request(row: Mapping[str, object]) -> Parts:
-    return "", story_request(str(row["text"]))
-
-
-def _fable_request(row: Mapping[str, object]) -> Parts:
-    return "", fable_request(str(row["prompt"]), str(row["text"]))
-
-
-FORMS: dict[str, Callable[[Mapping[str, object]], Parts]] = {
-    "text": _plain,
-    "book": _book,
-    "titled": _titled,
-    "instruction": _instruction,
-    "question": _question,
-    "dialogue": _dialogue,
-    "story_request": _story_request,
-    "fable_request": _fable_request,
-}
+def _check_unicode(document: Document) -> Document:
+    try:
+        document.content.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(
+            f"text must be valid Unicode; got {half!r}, half of a pair, in {document.place}. Repair the row."
+        ) from error
+    return document

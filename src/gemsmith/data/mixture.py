@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import RLock
 
 import numpy as np
 import torch
@@ -10,12 +11,13 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gemsmith.data.packing import Piece, pack_epoch
+from gemsmith.data.packing import Piece, Rows, pack_epoch
 from gemsmith.data.shards import Shard
 from gemsmith.data.sources import Source
 from gemsmith.errors import DataError
 
-_BLOCK = 4096  # rows whose sources are drawn at once
+_BLOCK = 1 << 16  # rows that hold each source in exact proportion; shares are kept to one row of them
+_MAX_EPOCHS_HELD = 8  # packed passes in memory, of all sources and parts of a run
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Batch:
         targets: The id that follows, within the same document.
         loss_mask: Whether the target counts.
         documents: Number of the document within its row; filler at a row's end is a document of its own.
+        sources: For each row, what lies in it, for messages.
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -33,6 +36,7 @@ class Batch:
     loss_mask: Bool[Tensor, "B T"]
     documents: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Stage:
 
 @dataclass
 class Mixture:
-    """Sources mixed by share.
+    """Sources mixed by share; safe to ask from several threads.
 
     Attributes:
         breaks: For every id of the vocabulary, whether a text may be cut after it.
@@ -59,20 +63,35 @@ class Mixture:
     seed: int
     bos_id: int = 2
     pad_id: int = 0
-    _epochs: dict[tuple[str, int, Stage], list[list[Piece]]] = field(default_factory=dict)
+    _held: dict[tuple[str, int, Stage], Rows] = field(default_factory=dict, repr=False)
+    _n_rows: dict[tuple[str, int, Stage], int] = field(default_factory=dict, repr=False)
+    _lock: RLock = field(default_factory=RLock, repr=False)
 
     def stage(self, *, row: int, is_late: bool = False) -> Stage:
-        """Return the main or the last part of a run."""
-        weights = np.array([source.weight(is_late=is_late) for source in self.sources], float)
-        return Stage(row, tuple(weights / weights.sum()), is_late)
+        """Return the main or the last part of a run.
+
+        Raises:
+            DataError: All shares are 0, or one is too small to ever get a row.
+        """
+        weights = [source.weight(is_late=is_late) for source in self.sources]
+        total = sum(weights)
+        if not total > 0:
+            raise DataError("share must be above 0 for one source at least; got 0 for all. Correct the recipe.")
+        stage = Stage(row, tuple(weight / total for weight in weights), is_late)
+        for source, weight, n_rows in zip(self.sources, weights, _rows_in_block(stage), strict=True):
+            if weight and not n_rows:
+                raise DataError(
+                    f"share must be above 1/{_BLOCK} of all; got {weight!r} of {total!r} in source "
+                    f"{source.name!r}. Raise it or leave the source out."
+                )
+        return stage
 
     def place(self, stage: Stage, number: int) -> tuple[str, int]:
         """Return the source of a row, and how many rows of that source came before it in its stage."""
         block, offset = divmod(number, _BLOCK)
-        drawn = _draw(self.seed, stage, block)
+        drawn, before = _draw(self.seed, stage, block)
         source = int(drawn[offset])
-        before = sum(int((_draw(self.seed, stage, b) == source).sum()) for b in range(block))
-        return self.sources[source].name, before + int((drawn[:offset] == source).sum())
+        return self.sources[source].name, block * int(_rows_in_block(stage)[source]) + int(before[offset])
 
     def pieces(self, stage: Stage, number: int) -> tuple[str, list[Piece]]:
         """Return the source of a row and what lies in it.
@@ -83,10 +102,10 @@ class Mixture:
         name, index = self.place(stage, number)
         source = next(s for s in self.sources if s.name == name)
         for epoch in range(source.max_epochs):
-            rows = self._rows(name, epoch, stage)
-            if index < len(rows):
-                return name, rows[index]
-            index -= len(rows)
+            n_rows = self._count(name, epoch, stage)
+            if index < n_rows:
+                return name, self._rows(name, epoch, stage)[index]
+            index -= n_rows
         raise DataError(
             f"source {name!r} must not be seen more than {source.max_epochs} times; got row {number} of the run. "
             "Lower its share or raise max_epochs."
@@ -94,22 +113,42 @@ class Mixture:
 
     def batch(self, stage: Stage, first: int, n_rows: int) -> Batch:
         """Return rows `first` to `first + n_rows` of a stage."""
-        rows = [self._row(*self.pieces(stage, number), stage.row) for number in range(first, first + n_rows)]
-        return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
+        placed = [self.pieces(stage, number) for number in range(first, first + n_rows)]
+        rows = [self._row(name, pieces, stage.row) for name, pieces in placed]
+        parts = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        return Batch(*parts, sources=tuple(self._names(name, pieces) for name, pieces in placed))
 
-    def _rows(self, name: str, epoch: int, stage: Stage) -> list[list[Piece]]:
+    def _count(self, name: str, epoch: int, stage: Stage) -> int:
         key = (name, epoch, stage)
-        if key not in self._epochs:
-            seed = (self.seed, int.from_bytes(name.encode(), "big") % 2**63, epoch)
-            rows = pack_epoch(
-                self.shards[name], row=stage.row, breaks=self.breaks, seed=seed, is_backward=stage.is_late
+        with self._lock:
+            if key not in self._n_rows:
+                self._n_rows[key] = len(self._rows(name, epoch, stage))
+            return self._n_rows[key]
+
+    def _rows(self, name: str, epoch: int, stage: Stage) -> Rows:
+        key = (name, epoch, stage)
+        with self._lock:
+            # Taken out and put back, so that the one used longest ago stands first.
+            rows = self._held.pop(key, None)
+            if rows is None:
+                rows = self._pack(name, epoch, stage)
+            self._held[key] = rows
+            if len(self._held) > _MAX_EPOCHS_HELD + len(self.sources):
+                del self._held[next(iter(self._held))]
+            return rows
+
+    def _pack(self, name: str, epoch: int, stage: Stage) -> Rows:
+        seed = (self.seed, int.from_bytes(name.encode(), "big") % 2**63, epoch)
+        rows = pack_epoch(self.shards[name], row=stage.row, breaks=self.breaks, seed=seed, is_backward=stage.is_late)
+        if not rows:
+            raise DataError(
+                f"row must be long enough for the conversations of {name!r}; got {stage.row}. Use longer rows."
             )
-            if not rows:
-                raise DataError(
-                    f"row must be long enough for the conversations of {name!r}; got {stage.row}. Use longer rows."
-                )
-            self._epochs[key] = rows
-        return self._epochs[key]
+        return rows
+
+    def _names(self, name: str, pieces: list[Piece]) -> str:
+        shard = self.shards[name]
+        return f"{name}: {', '.join(shard.origin(piece.start) for piece in pieces)}"
 
     def _row(self, name: str, pieces: list[Piece], row: int) -> tuple[NDArray, ...]:
         shard = self.shards[name]
@@ -119,6 +158,7 @@ class Mixture:
         place = 0
         for document, piece in enumerate(pieces):
             here = slice(place, place + piece.n_tokens)
+            shard.check_ids(piece.start, piece.stop, n_pieces=len(self.breaks))
             targets[here] = shard.token_ids[piece.start : piece.stop]
             loss_mask[here] = shard.scored[piece.start : piece.stop]
             token_ids[place], token_ids[place + 1 : here.stop] = self.bos_id, targets[place : here.stop - 1]
@@ -127,8 +167,23 @@ class Mixture:
         return token_ids, targets, loss_mask, documents, positions
 
 
-@lru_cache(maxsize=256)
-def _draw(seed: int, stage: Stage, block: int) -> NDArray[np.intp]:
-    """Draw the sources of one block of rows."""
+@lru_cache(maxsize=64)
+def _rows_in_block(stage: Stage) -> NDArray[np.int64]:
+    """Return how many rows of each source every block of a stage holds."""
+    ends = np.rint(np.cumsum(stage.weights) * _BLOCK).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+@lru_cache(maxsize=16)
+def _draw(seed: int, stage: Stage, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+    """Shuffle the sources of one block of rows; return them, and how many of its own came before each.
+
+    Every block holds equally many rows of a source, so what came before a block needs no counting.
+    """
+    counts = _rows_in_block(stage)
     rng = np.random.default_rng((seed, int(stage.is_late), block))
-    return np.searchsorted(np.cumsum(stage.weights), rng.random(_BLOCK), side="right").clip(max=len(stage.weights) - 1)
+    drawn = rng.permutation(np.repeat(np.arange(len(counts), dtype=np.uint16), counts))
+    before = np.empty(len(drawn), np.int32)
+    for source, count in enumerate(counts):
+        before[drawn == source] = np.arange(count)
+    return drawn, before

@@ -1,7 +1,11 @@
 """Documents into rows of fixed length: cut what is too long, fit pieces together, waste little."""
 
+from array import array
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +28,33 @@ class Piece:
         return self.stop - self.start
 
 
+class Rows(Sequence[list[Piece]]):
+    """What lies in each row, held in 16 bytes a piece, so that an epoch of a large source stays small."""
+
+    def __init__(self) -> None:
+        self.spans, self.ends = array("q"), array("q", (0,))
+
+    def append(self, row: Iterable[Piece]) -> None:
+        """Add a row."""
+        for piece in row:
+            self.spans.extend((piece.start, piece.stop))
+        self.ends.append(len(self.spans))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[Piece]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Piece]]: ...
+    def __getitem__(self, index: int | slice) -> list[Piece] | list[list[Piece]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        flat = self.spans[self.ends[number] : self.ends[number + 1]]
+        return [Piece(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
+
+
 def cut(shard: Shard, document: int, *, row: int, breaks: NDArray[np.bool_]) -> list[Piece]:
     """Cut a document into pieces that fit a row.
 
@@ -39,6 +70,7 @@ def cut(shard: Shard, document: int, *, row: int, breaks: NDArray[np.bool_]) -> 
     pieces = []
     while end - start > row:
         late = start + row * 3 // 4
+        shard.check_ids(late, start + row, n_pieces=len(breaks))
         good = np.flatnonzero(breaks[shard.token_ids[late : start + row]])
         stop = late + int(good[-1]) + 1 if len(good) else start + row
         pieces.append(Piece(start, stop))
@@ -67,7 +99,7 @@ def fit(pieces: list[Piece], *, row: int) -> list[list[Piece]]:
 
 def pack_epoch(
     shard: Shard, *, row: int, breaks: NDArray[np.bool_], seed: tuple[int, ...], is_backward: bool = False
-) -> list[list[Piece]]:
+) -> Rows:
     """Return one pass over a shard as rows; a function of its arguments alone.
 
     Args:
@@ -77,9 +109,15 @@ def pack_epoch(
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(shard.n_documents)
-    pieces = [p for d in (order[::-1] if is_backward else order) for p in cut(shard, int(d), row=row, breaks=breaks)]
-    rows = []
-    for start in range(0, len(pieces), _GROUP):
-        packed = fit(pieces[start : start + _GROUP], row=row)
-        rows += [packed[i] for i in rng.permutation(len(packed))]
+    pieces = _cut_all(shard, order[::-1] if is_backward else order, row=row, breaks=breaks)
+    rows = Rows()
+    while group := list(islice(pieces, _GROUP)):
+        packed = fit(group, row=row)
+        for index in rng.permutation(len(packed)):
+            rows.append(packed[index])
     return rows
+
+
+def _cut_all(shard: Shard, order: NDArray[np.integer], *, row: int, breaks: NDArray[np.bool_]) -> Iterator[Piece]:
+    for document in order:
+        yield from cut(shard, int(document), row=row, breaks=breaks)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gemsmith.data.documents import read_texts
+from gemsmith.data.readers import read_texts
 from gemsmith.errors import DataError
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer

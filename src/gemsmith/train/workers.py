@@ -15,7 +15,8 @@ from gemsmith.data.mixture import Batch
 from gemsmith.errors import TrainingError
 from gemsmith.train.loop import LossFn, accumulate
 
-_FIELDS = tuple(Batch.__dataclass_fields__)
+# The names of a batch's documents stay here, where errors are told.
+_FIELDS = tuple(name for name in Batch.__dataclass_fields__ if name != "sources")
 
 
 class Workers:
