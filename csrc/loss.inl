@@ -22,9 +22,7 @@ static inline float exponentials(const T* row, float* terms, int64_t width, floa
     auto piece = [&](int64_t i, int64_t n, int which) {
         vf x = load(row + i, n), slope = vset(1.0f);
         if (is_capped) {
-            vf t = vtanh(x * inverse);
-            x = t * wide;
-            slope = slope - t * t;
+            x = vtanh(x * inverse, &slope) * wide;
         }
         vf e = vexp(x - shift);
         if (n < W) e = keep_n(e, n, 0.0f);
@@ -59,7 +57,7 @@ static double loss_of_row(T* row, float* terms, int64_t target, int64_t width, f
 
 static void loss_and_gradient(void* logits, const int64_t* targets, double* row_loss, float* scratch, int64_t n_rows,
                               int64_t vocab_size, float softcap, float z_weight, int32_t dtype) {
-    share_out(n_rows, 1 + 4096 / vocab_size, [&](int64_t begin, int64_t end, int32_t thread) {
+    share_out(n_rows, 1 + 4096 / (vocab_size + 1), [&](int64_t begin, int64_t end, int32_t thread) {
         for (int64_t row = begin; row < end; row++) {
             int64_t at = row * vocab_size;
             if (dtype == GS_BFLOAT16)

@@ -18,7 +18,7 @@ static inline float root_scale(const T* x, int64_t width, float eps) {
 template <class T, class U>
 static void norm_rows(const T* x, const U* weight, const T* residual, T* out, int64_t n_rows, int64_t width,
                       float eps) {
-    share_out(n_rows, 1 + 16384 / width, [&](int64_t begin, int64_t end, int32_t) {
+    share_out(n_rows, 1 + 16384 / (width + 1), [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t row = begin; row < end; row++) {
             const T* in = x + row * width;
             const T* old = residual ? residual + row * width : nullptr;

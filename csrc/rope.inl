@@ -6,7 +6,7 @@ static void rotate_tokens(const T* x, const float* cosine, const float* sine, T*
                           float direction) {
     int64_t half = head_dim / 2;
     vf by = vset(factor), turned = vset(factor * direction);
-    share_out(n_tokens, 1 + 16384 / (n_heads * head_dim), [&](int64_t begin, int64_t end, int32_t) {
+    share_out(n_tokens, 1 + 16384 / (n_heads * head_dim + 1), [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; token++)
             for (int64_t head = 0; head < n_heads; head++) {
                 const T* in = x + token * token_stride + head * head_stride;

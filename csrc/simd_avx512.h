@@ -23,15 +23,18 @@ static inline __mmask16 first_lanes(int64_t n) { return (__mmask16)((1u << n) - 
 static inline vf widen(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-// Round to the nearest bfloat16, ties to even; a NaN stays one. (The processor's own conversion, where there
-// is one, makes zeros of subnormal numbers and would part company with the other instruction sets.)
+// Round to the nearest bfloat16, ties to even; a NaN stays one.
 static inline __m256i narrow(vf x) {
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(x);  // subnormal numbers become 0
+#else
     __m512i bits = _mm512_castps_si512(x);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+#endif
 }
 static inline vf vload(const float* p) { return _mm512_loadu_ps(p); }
 static inline vf vload(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
@@ -49,6 +52,11 @@ static inline vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf vsqrt(vf x) { return _mm512_sqrt_ps(x); }
+// 1 / x for a finite x other than 0, from 14 bits by one step of Newton's.
+static inline vf vinverse(vf x) {
+    vf y = _mm512_rcp14_ps(x);
+    return y * _mm512_fnmadd_ps(x, y, vset(2.0f));
+}
 static inline vf vround(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

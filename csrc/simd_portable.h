@@ -46,6 +46,7 @@ static inline vf vfma(vf a, vf b, vf c) { return a * b + c; }
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
 static inline vf vsqrt(vf x) { return sqrtf(x); }
+static inline vf vinverse(vf x) { return 1.0f / x; }  // for a finite x other than 0
 static inline vf vround(vf x) { return x + 12582912.0f - 12582912.0f; }  // for |x| < 2^22
 // 2^n for an integral n; beyond float32's exponents it is 0 or infinity.
 static inline vf vpow2(vf n, vf x) {

@@ -73,14 +73,31 @@ def available() -> list[str]:
     return [] if loaded is None else loaded.gs_available().decode().split(",")
 
 
+def need() -> ctypes.CDLL:
+    """Return the library for a caller who has asked whether it is there."""
+    loaded = library()
+    if loaded is None:
+        raise KernelError("this operator must have compiled kernels; got none. Install with a C++ compiler.")
+    return loaded
+
+
+def is_loaded() -> bool:
+    """Tell whether there is a library."""
+    return library() is not None
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler: it asks once and looks no further.
+is_loaded._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def has(dtype: torch.dtype) -> bool:
     """Tell whether there are compiled kernels for tensors of this dtype."""
-    return dtype in DTYPES and library() is not None
+    return dtype in DTYPES and is_loaded()
 
 
 def serves(*tensors: Tensor) -> bool:
     """Tell whether tensors are such as kernels read: on the CPU, float32 or bfloat16, rows without gaps."""
-    return library() is not None and all(
+    return is_loaded() and all(
         x.device.type == "cpu" and x.dtype in DTYPES and (not x.ndim or x.stride(-1) == 1 or x.shape[-1] <= 1)
         for x in tensors
     )
