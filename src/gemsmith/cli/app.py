@@ -29,6 +29,7 @@ VERBS = {
     "info": ("gemsmith.cli.info:info", "Show a model's size, layers and memory."),
     "verify": ("gemsmith.cli.verify:verify", "Check that two models are the same, or that a folder is intact."),
     "eval": ("gemsmith.cli.evaluate:app", "Measure a model."),
+    "data": ("gemsmith.cli.data:app", "Turn texts into shards to train from."),
     "pretrain": ("gemsmith.cli.pretrain:pretrain", "Train a model from a recipe and a folder of text."),
     "doctor": ("gemsmith.cli.doctor:doctor", "Show what this machine has and what would make it faster."),
 }

@@ -79,7 +79,9 @@ class Dataset:
                     try:
                         part.check_ids(0, part.n_tokens, n_pieces=n_pieces)
                     except DataError as error:
-                        raise DataError(f"shard {shard.file('tokens')!r} of {source!r} does not fit: {error}") from error
+                        raise DataError(
+                            f"shard {shard.file('tokens')!r} of {source!r} does not fit: {error}"
+                        ) from error
 
     def _record(self, name: str) -> SourceRecord:
         if name not in self.index.sources:

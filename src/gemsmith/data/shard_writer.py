@@ -110,7 +110,7 @@ class ShardWriter:
                 self._n_tokens,
                 self._n_documents,
                 self._max_id,
-                {name: record for name, record in files.values()},
+                dict(files.values()),
             )
         )
         self._files, self._n_tokens, self._n_documents, self._max_id = {}, 0, 0, 0

@@ -100,9 +100,7 @@ def check_shipping(sources: Sequence[Source]) -> None:
 def all_documents(source: Source, files: Sequence[SourceFile]) -> Iterator[Document]:
     """Yield every document of a source up to its `megabytes`, empty ones too."""
     n_bytes = 0
-    for document in documents_of(
-        files, form=source.form, key_field=source.key_field, skips_binary=source.skips_binary
-    ):
+    for document in documents_of(files, form=source.form, key_field=source.key_field, skips_binary=source.skips_binary):
         yield document
         n_bytes += document.n_bytes
         if n_bytes > source.megabytes * 1e6:

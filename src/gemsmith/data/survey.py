@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +62,7 @@ def survey(sources: Sequence[Source], files: Mapping[str, Sequence[SourceFile]])
     return Survey(by_source, grams, decided[was_held_out] == Fate.HELD_OUT, np.array(owners, np.intp))
 
 
-def surveyed(
-    source: Source, files: Sequence[SourceFile], fates: NDArray[np.uint8]
-) -> Iterator[tuple[Document, Fate]]:
+def surveyed(source: Source, files: Sequence[SourceFile], fates: NDArray[np.uint8]) -> Iterator[tuple[Document, Fate]]:
     """Yield the documents of a source again, each with its fate.
 
     Raises:

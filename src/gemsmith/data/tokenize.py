@@ -101,7 +101,9 @@ class Encoder:
         try:
             token_ids, scored = tokenize(document, self.tokenizer, family=self.family)
         except ChatError as error:
-            raise DataError(f"conversation must fit the template; got one that does not in {document.place}. {error}") from error
+            raise DataError(
+                f"conversation must fit the template; got one that does not in {document.place}. {error}"
+            ) from error
         grams = document_grams(document) if self.known.size else self.known
         if self.rarity > 1:
             grams = grams[grams % np.uint64(self.rarity) == 0]
