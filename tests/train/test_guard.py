@@ -8,8 +8,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from packed_rows import packed, stacked
-from tiny import tiny_config
 from torch import Tensor
 
 from gemsmith.data.mixture import Batch
@@ -20,6 +18,8 @@ from gemsmith.train.loop import Budget, TrainState, fit, train_step
 from gemsmith.train.loss import LossSpec
 from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import OptimizerSpec, build_optimizers
+from packed_rows import packed, stacked
+from tiny import tiny_config
 
 CONFIG = tiny_config("gemma2")
 SPEC = OptimizerSpec(matrix_rate=1e-4, other_rate=1e-4)

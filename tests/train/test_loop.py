@@ -6,8 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from packed_rows import packed, stacked
-from tiny import tiny_config
 from torch import Tensor
 
 from gemsmith.data.mixture import Batch
@@ -18,6 +16,8 @@ from gemsmith.train.loss import LossSpec
 from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import OptimizerSpec, build_optimizers
 from gemsmith.train.workers import Workers
+from packed_rows import packed, stacked
+from tiny import tiny_config
 
 CONFIG = tiny_config("gemma2")
 SPEC = OptimizerSpec(matrix_rate=0.01, other_rate=0.01, clip=1e6)

@@ -1,6 +1,7 @@
 """Schedules: where they start, peak and end, and that they only rise and then only fall."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -60,7 +61,7 @@ def test_never_rises_again_when_steps_take_unequal_time(schedule: str, growth: l
         )
         spent += seconds
     fall = shares[warmup_steps:]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(fall, fall[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(fall))
 
 
 def test_cosine_by_hand() -> None:
