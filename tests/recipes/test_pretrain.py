@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from gemsmith.errors import CheckpointError, DataError, TrainingError
-from gemsmith.recipes.pretrain import Compute, build_mixture, next_batches, run
+from gemsmith.data.prepared import prepare
+from gemsmith.data.vocabulary import Learning
+from gemsmith.recipes.dial import Dial
+from gemsmith.recipes.options import Compute, Options
+from gemsmith.recipes.pretrain import micro_batches, next_batches, run
 from gemsmith.recipes.recipe import read_recipe
-from gemsmith.tokenizer import Tokenizer, train_tokenizer
+from gemsmith.tokenizer import Tokenizer
 from gemsmith.train.loop import TrainState
 from gemsmith.weights.folder import load_network
 
-PLAIN = Compute(torch.float32, is_compiled=False)
+PLAIN = Compute(torch.float32, n_data_workers=0)
 RECIPE = """
 [model]
 d_model = 16
@@ -75,8 +79,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(place: Path, out: str, steps: int) -> Path:
-    return run(place / "recipe.toml", data_dir=place, out=place / out, steps=steps, compute=PLAIN)
+def train(place: Path, out: str, steps: int, *, compute: Compute = PLAIN, options: Options = Options()) -> Path:  # noqa: B008
+    recipe = place / "recipe.toml"
+    return run(recipe, data_dir=place, out=place / out, steps=steps, compute=compute, options=options)
 
 
 def test_text_becomes_a_folder_that_loads(place: Path) -> None:
@@ -90,14 +95,13 @@ def test_text_becomes_a_folder_that_loads(place: Path) -> None:
     rows = [json.loads(line) for line in (place / "run/log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 10
     assert rows[-1]["is_late"]
-    facts = json.loads((place / "run/step_00000012/state.json").read_text())
+    facts = json.loads((place / "run/step_00000012/state.json").read_text())["state"]
     assert (facts["step"], facts["n_tokens"], facts["late_step"]) == (12, 12 * 128, 8)
 
 
 def test_last_part_begins_with_its_own_first_row(place: Path) -> None:
     recipe = read_recipe(place / "recipe.toml")
-    tokenizer = train_tokenizer(["a fox met an owl, a bear and a crow"], vocab_size=430)
-    mixture = build_mixture(recipe, tokenizer, place, place / "shards")
+    mixture = prepare(recipe.sources, Learning(450, 1.0), data_dir=place, out=place).mixture(recipe.sources, seed=3)
     state = TrainState({}, {}, step=5)
     (before,) = next_batches(mixture, recipe, state, 0.5)
     (first,) = next_batches(mixture, recipe, state, 0.6)
@@ -115,10 +119,9 @@ def test_last_part_begins_with_its_own_first_row(place: Path) -> None:
 
 def test_run_goes_on_from_its_checkpoint_to_the_same_weights(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     through = train(place, "through", 6)
-    monkeypatch.setattr("gemsmith.recipes.pretrain._SAVE_EVERY", -1.0)
     monkeypatch.setattr("gemsmith.recipes.pretrain.export", _killed)
     with pytest.raises(KeyboardInterrupt):
-        train(place, "resumed", 6)
+        train(place, "resumed", 6, options=Options(save_every_steps=5))
     monkeypatch.undo()
     shutil.rmtree(place / "resumed/step_00000006")
     resumed = train(place, "resumed", 6)
@@ -141,13 +144,13 @@ def test_minutes_of_a_running_run_can_be_shortened(place: Path) -> None:
 def test_changed_recipe_does_not_continue_a_run(place: Path) -> None:
     train(place, "run", 2)
     (place / "recipe.toml").write_text(RECIPE.replace("seed = 3", "seed = 4"))
-    with pytest.raises(CheckpointError, match="recipe must be what the checkpoint was made with"):
+    with pytest.raises(CheckpointError, match="recipe must be what the run folder was begun with"):
         train(place, "run", 4)
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 5), (0.0, None), (-1.0, None)])
 def test_run_needs_one_length(place: Path, minutes: float | None, steps: int | None) -> None:
-    with pytest.raises(TrainingError, match=f"got {minutes} and {steps}"):
+    with pytest.raises(TrainingError, match=f"got {minutes} minutes, {steps} steps, None tokens"):
         run(place / "recipe.toml", data_dir=place, out=place / "run", minutes=minutes, steps=steps)
 
 

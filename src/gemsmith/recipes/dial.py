@@ -180,8 +180,6 @@ def _of_training(table: Table, config: ModelConfig, n_tokens: int) -> Iterator[D
         "optimizer", "warmup_steps", min(40, steps // 10),
         f"2 / (1 - beta2) with beta2 = 0.95, arXiv:1910.04209; at most a tenth of {steps:,} steps",
     )  # fmt: skip
-    yield Derived(
-        "optimizer", "decay_share", 0.2, "arXiv:2405.18392: a fall over a fifth does as well as cosine"
-    )
+    yield Derived("optimizer", "decay_share", 0.2, "arXiv:2405.18392: a fall over a fifth does as well as cosine")
     yield Derived("optimizer", "clip", 1.0, "arXiv:2401.02954, section 2.3")
     yield Derived("optimizer", "z_weight", 1e-4, "PaLM, arXiv:2204.02311, section 5")

@@ -1,61 +1,44 @@
 """Pretrain a network from texts: vocabulary, shards, training, and the folder that is shipped."""
 
 import hashlib
-import json
-import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from gemsmith.config import ModelConfig
+from gemsmith.data.dataset import Dataset
+from gemsmith.data.index import read_index
+from gemsmith.data.loader import Loader
 from gemsmith.data.mixture import Batch, Mixture
-from gemsmith.data.shards import Shard, build_shard, cached_shard
-from gemsmith.data.sources import Source, sample_texts, source_documents
-from gemsmith.data.tokenize import tokenize
+from gemsmith.data.prepared import SHARDS, is_prepared, prepare
+from gemsmith.data.vocabulary import Learning
 from gemsmith.errors import DataError, TrainingError
-from gemsmith.model.transformer import Transformer
-from gemsmith.recipes.recipe import Recipe, read_recipe
-from gemsmith.tokenizer import Tokenizer, train_tokenizer
-from gemsmith.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from gemsmith.recipes.dial import Dial, derive, filled
+from gemsmith.recipes.export import export
+from gemsmith.recipes.options import Compute, Options, RunView
+from gemsmith.recipes.recipe import Recipe, Table, read_table, to_recipe
+from gemsmith.recipes.run_folder import LOG_FILE, MODEL_FOLDER, begin, digest
+from gemsmith.train.checkpoint import Checkpointer, Every
+from gemsmith.train.cost import token_cost
 from gemsmith.train.initial import initial_weights
+from gemsmith.train.journal import Journal, Pace
 from gemsmith.train.loop import Accumulate, Budget, LossFn, StepReport, TrainState, accumulate, fit
 from gemsmith.train.loss import LossSpec
 from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
+from gemsmith.train.run_lock import lock_run
+from gemsmith.train.stop import StopOnSignal
+from gemsmith.train.trace import Trace
+from gemsmith.train.trace import NextBatches, Trace
 from gemsmith.train.workers import Workers
-from gemsmith.weights.folder import save_folder
 
-_say = logging.getLogger("gemsmith")
-_LOG_EVERY = 10  # steps
-_SAVE_EVERY = 300.0  # seconds of wall time
-_FAMILY = "gemma2"
-# Small models wander at full temperature and repeat themselves without any.
-_SUGGESTED = {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How the arithmetic of a run is done.
-
-    Attributes:
-        dtype: Of the blocks' arithmetic; weights and optimizer stay in float32.
-        is_compiled: Fuse with torch.compile, which needs a C++ compiler.
-        n_processes: More than one share out each batch, with one thread each; better than threads
-            where others use the same cores.
-    """
-
-    dtype: torch.dtype = torch.bfloat16
-    is_compiled: bool = True
-    n_processes: int = 1
-
-
-DEFAULT_COMPUTE = Compute()
+_MINUTES_FILE = "minutes"
+_READ_EVERY = 10  # steps
 
 
 def run(
@@ -65,7 +48,8 @@ def run(
     out: Path,
     minutes: float | None = None,
     steps: int | None = None,
-    compute: Compute = DEFAULT_COMPUTE,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+    options: Options = Options(),  # noqa: B008 (frozen)
 ) -> Path:
     """Train a recipe in the run folder `out` and return the model folder; a run begun there goes on.
 
@@ -73,39 +57,28 @@ def run(
     one ends it sooner, with its rate brought down to nothing all the same.
 
     Args:
-        data_dir: Folder the recipe's paths start from.
-        minutes: Time in training steps; pauses of the process do not count.
-        steps: Length in steps, instead of minutes.
+        data_dir: Folder the recipe's paths start from, or one that `gemsmith data build` wrote.
+        minutes: Time in training steps; pauses of the process and watchers do not count.
+        steps: Length in steps, instead of minutes; `options.dial.tokens` is the third way.
 
     Raises:
-        TrainingError: Neither or both of minutes and steps are given, or they are not above 0.
+        TrainingError: None or several lengths are given, or they are not above 0.
         DataError: The recipe or its data cannot be used.
+        CheckpointError: Another recipe, vocabulary or dataset was trained on in `out`.
+        RunInterrupted: A signal stopped the run, which is saved.
     """
-    budget = _budget(minutes, steps)
-    recipe = read_recipe(recipe_path)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _vocabulary(recipe, data_dir, out)
-    mixture = build_mixture(recipe, tokenizer, data_dir, out / "shards")
-    config = recipe.model.config(tokenizer.vocab_size)
-    state = new_state(recipe, config)
-    identity = {"recipe": _digest(asdict(recipe)), "data": _digest({n: s.n_tokens for n, s in mixture.shards.items()})}
-    if found := checkpoints(out):
-        load_checkpoint(found[-1], state, identity=identity)
-    spec = LossSpec(config.final_softcap, recipe.optimizer.z_weight)
-    build_loss = partial(next_token_loss, config, spec, dtype=compute.dtype, is_compiled=compute.is_compiled)
-    alone = compute.n_processes == 1
-    minutes_file = partial(_read_minutes, path=out / "minutes", budget=budget)
-    fit(
-        state,
-        partial(next_batches, mixture, recipe),
-        build_loss(),
-        spec=recipe.optimizer,
-        budget=budget,
-        accumulate=accumulate if alone else _workers(state.weights, build_loss, compute.n_processes),
-        watchers=[_Log(out / "log.jsonl"), _Saver(out, identity), minutes_file],
-    )
-    save_checkpoint(out, state, identity=identity)
-    return export(recipe, state, tokenizer, out / "model")
+    budget = _budget(minutes, steps, options.dial)
+    table = _with_vocabulary(read_table(recipe_path), data_dir)
+    derived = derive(table, options.dial)
+    table = filled(table, derived)
+    recipe = to_recipe(table)
+    with lock_run(out):
+        facts = {**options.machine, "compute": asdict(compute) | {"dtype": str(compute.dtype)}}
+        facts["matrix_rate"] = options.matrix_rate
+        begin(out, recipe_path, recipe=recipe, table=table, derived=derived, facts=facts)
+        dataset = _dataset(recipe, data_dir, out)
+        state = _train(recipe, dataset, out, budget=budget, compute=compute, options=options)
+        return export(recipe, state, dataset.tokenizer, out / MODEL_FOLDER)
 
 
 def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:
@@ -114,49 +87,7 @@ def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:
     return TrainState(weights, build_optimizers(weights, recipe.optimizer))
 
 
-def build_mixture(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path, folder: Path) -> Mixture:
-    """Tokenize every source once, into `folder`, and mix them."""
-    shards: dict[str, Shard] = {}
-    vocabulary = hashlib.sha256(b"".join(tokenizer.piece(i).encode() for i in range(tokenizer.vocab_size))).hexdigest()
-    for source in recipe.sources:
-        stamp = {"source": _digest({k: v for k, v in asdict(source).items() if "share" not in k}), "by": vocabulary}
-        build = partial(_build_source, source, tokenizer, data_dir)
-        shards[source.name] = cached_shard(folder, source.name, stamp, build)
-    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
-    breaks = np.array([bool(piece) and not piece.strip("\n") for piece in pieces])
-    return Mixture(recipe.sources, shards, breaks, recipe.batch.seed, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id)
-
-
-def export(recipe: Recipe, state: TrainState, tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write the model folder, in bfloat16, with where it came from in its manifest."""
-    network = Transformer(recipe.model.config(tokenizer.vocab_size), dtype=torch.bfloat16)
-    network.load_state_dict({name: weight.detach().to(torch.bfloat16) for name, weight in state.weights.items()})
-    lineage = {
-        "recipe_sha256": _digest(asdict(recipe)),
-        "sources": {source.name: source.license for source in recipe.sources},
-        **{name: getattr(state, name) for name in ("step", "n_tokens", "seconds", "late_step")},
-    }
-    return save_folder(folder, network, tokenizer=tokenizer, generation=_SUGGESTED, lineage=lineage)
-
-
-def _build_source(source: Source, tokenizer: Tokenizer, data_dir: Path) -> Shard:
-    documents = list(source_documents(source, data_dir))
-    is_chat = any(document.turns for document in documents)
-    return build_shard((tokenize(d, tokenizer, family=_FAMILY) for d in documents), is_chat=is_chat)
-
-
-def _vocabulary(recipe: Recipe, data_dir: Path, out: Path) -> Tokenizer:
-    """Return the run's vocabulary, learning it first where there is none."""
-    folder = out / "vocabulary"
-    if not (folder / "tokenizer.model").is_file():
-        texts = sample_texts(list(recipe.sources), data_dir, megabytes=recipe.vocabulary.sample_megabytes)
-        tokenizer = train_tokenizer(texts, vocab_size=recipe.vocabulary.size)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
-    return Tokenizer.load(folder)
-
-
-def next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress: float) -> Sequence[Batch]:
+def next_batches(mixture: Mixture | Loader, recipe: Recipe, state: TrainState, progress: float) -> Sequence[Batch]:
     """Return the batch of the next step; the last part of a run begins once and then stays."""
     batch = recipe.batch
     if state.late_step is None and progress >= 1.0 - batch.late_share:
@@ -167,65 +98,132 @@ def next_batches(mixture: Mixture, recipe: Recipe, state: TrainState, progress: 
     return [mixture.batch(stage, (state.step - (state.late_step or 0)) * n_rows, n_rows)]
 
 
-def _workers(weights: dict[str, Tensor], build_loss: Callable[[], LossFn], n_processes: int) -> Accumulate:
-    torch.set_num_threads(1)
-    return Workers(weights, build_loss, n_processes=n_processes).accumulate
+def micro_batches(batches: Sequence[Batch], compute: Compute) -> Sequence[Batch]:
+    """Split batches by rows into parts of at most `micro_batch_tokens`, or of one row for each process."""
+    if compute.micro_batch_tokens is None:
+        return batches
+    parts = []
+    for batch in batches:
+        n_rows, row = batch.token_ids.shape
+        size = compute.micro_batch_tokens // row // compute.n_processes * compute.n_processes or compute.n_processes
+        parts += [_rows(batch, start, start + size) for start in range(0, n_rows, size)]
+    return parts
 
 
-def _budget(minutes: float | None, steps: int | None) -> Budget:
-    if (minutes is None) == (steps is None) or not (minutes or steps or 0) > 0:
-        raise TrainingError(
-            f"a run must have a length in minutes or in steps, above 0; got {minutes!r} and {steps!r}. Give one."
+def _train(
+    recipe: Recipe, dataset: Dataset, out: Path, *, budget: Budget, compute: Compute, options: Options
+) -> TrainState:
+    """Train until the budget is spent, from the last checkpoint on."""
+    config = recipe.model.config(recipe.vocabulary.size)
+    state = new_state(recipe, config)
+    every = Every(steps=options.save_every_steps)
+    checkpointer = Checkpointer(out, identity=_identity(recipe, config, dataset), every=every)
+    checkpointer.resume(state)
+    cost = token_cost(config, row=recipe.batch.row).total
+    journal = Journal(out / LOG_FILE, Pace(cost, options.matrix_rate, budget.progress))
+    journal.resume(state.step)
+    view = RunView(out, recipe, dataset.tokenizer, state, budget, journal, dataset.held_out)
+    with ExitStack() as stack:
+        mixture = dataset.mixture(recipe.sources, seed=recipe.batch.seed)
+        loader = stack.enter_context(Loader(mixture, n_workers=compute.n_data_workers))
+        stack.enter_context(checkpointer)
+        stop = stack.enter_context(StopOnSignal(checkpointer))
+        build_loss = _loss_builder(recipe, config, compute)
+        batches = partial(_next_micro_batches, loader, recipe, compute)
+        others = [*options.watchers(view), partial(_read_minutes, path=out / _MINUTES_FILE, budget=budget)]
+        if options.trace is not None:
+            trace = Trace(options.trace)
+            batches, others = trace.over(batches), [trace, *others]
+        fit(
+            state,
+            batches,
+            build_loss(),
+            spec=recipe.optimizer,
+            budget=budget,
+            accumulate=_accumulate(state, build_loss, compute.n_processes),
+            watchers=[journal, *others, checkpointer, stop],
         )
-    return Budget(steps, None if minutes is None else minutes * 60)
+        checkpointer.save(state)
+    return state
+
+
+def _next_micro_batches(
+    loader: Loader, recipe: Recipe, compute: Compute, state: TrainState, progress: float
+) -> Sequence[Batch]:
+    return micro_batches(next_batches(loader, recipe, state, progress), compute)
+
+
+def _next_micro_batches(
+    loader: Loader, recipe: Recipe, compute: Compute, state: TrainState, progress: float
+) -> Sequence[Batch]:
+    return micro_batches(next_batches(loader, recipe, state, progress), compute)
+
+
+def _loss_builder(recipe: Recipe, config: ModelConfig, compute: Compute) -> Callable[[], LossFn]:
+    spec = LossSpec(config.final_softcap, recipe.optimizer.z_weight)
+    flags = {name: getattr(compute, name) for name in ("dtype", "is_compiled", "is_recomputed")}
+    return partial(next_token_loss, config, spec, **flags)
+
+
+def _accumulate(state: TrainState, build_loss: Callable[[], LossFn], n_processes: int) -> Accumulate:
+    if n_processes == 1:
+        return accumulate
+    torch.set_num_threads(1)
+    return Workers(state.weights, build_loss, n_processes=n_processes).accumulate
+
+
+def _budget(minutes: float | None, steps: int | None, dial: Dial) -> Budget:
+    """Return the one length of a run; tokens that follow from the parameters give way to a length that was given."""
+    given = {"minutes": minutes, "steps": steps, "tokens": dial.tokens}
+    if all(value is None for value in given.values()):
+        given["tokens"] = dial.n_tokens
+    chosen = [value for value in given.values() if value is not None]
+    if len(chosen) != 1 or not 0 < chosen[0] < math.inf:
+        words = ", ".join(f"{value!r} {name}" for name, value in given.items())
+        raise TrainingError(f"a run must have one length, above 0; got {words}. Give one of them.")
+    return Budget(steps, None if minutes is None else minutes * 60, given["tokens"])
+
+
+def _with_vocabulary(table: Table, data_dir: Path) -> Table:
+    """Add the size of the vocabulary where a recipe leaves it to the dataset that is trained on."""
+    if "vocabulary" in table or not is_prepared(data_dir):
+        return table
+    return {**table, "vocabulary": {"size": read_index(data_dir / SHARDS).n_pieces}}
+
+
+def _dataset(recipe: Recipe, data_dir: Path, out: Path) -> Dataset:
+    """Return the shards to train on.
+
+    Raises:
+        DataError: Their vocabulary has not the size the recipe says.
+    """
+    spec = recipe.vocabulary
+    vocabulary = Learning(spec.size, spec.sample_megabytes) if spec.path is None else data_dir / spec.path
+    dataset = prepare(recipe.sources, vocabulary, data_dir=data_dir, out=out)
+    if dataset.index.n_pieces != spec.size:
+        raise DataError(
+            f"size of the vocabulary must be that of the dataset's, {dataset.index.n_pieces}; got {spec.size} in the "
+            "recipe. Correct [vocabulary], or build the dataset again."
+        )
+    return dataset
+
+
+def _identity(recipe: Recipe, config: ModelConfig, dataset: Dataset) -> dict[str, str]:
+    return {
+        "model": hashlib.sha256(repr(config).encode()).hexdigest(),
+        "vocabulary": dataset.index.vocabulary.sha256,
+        "data": dataset.fingerprint,
+        "recipe": digest(recipe),
+    }
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(*(getattr(batch, field.name)[start:stop] for field in fields(batch)))
 
 
 def _read_minutes(state: TrainState, report: StepReport, *, path: Path, budget: Budget) -> None:
-    if report.step % _LOG_EVERY == 0 and budget.seconds is not None and path.is_file():
+    if report.step % _READ_EVERY == 0 and budget.seconds is not None and path.is_file():
         try:
             budget.seconds = float(path.read_text()) * 60
         except ValueError as error:
             raise DataError(f"file 'minutes' must hold a number; got {error}. Write one such as 60.") from error
-
-
-def _digest(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-class _Log:
-    """Append a line of JSON every few steps, and say it in the log "gemsmith"."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.losses, self.seen = path, [], (0, perf_counter())
-
-    def __call__(self, state: TrainState, report: StepReport) -> None:
-        self.losses.append(report.nll)
-        if report.step % _LOG_EVERY:
-            return
-        n_tokens, since = self.seen
-        self.seen = (report.n_tokens, perf_counter())
-        row = {
-            **asdict(report),
-            "nll": sum(self.losses) / len(self.losses),
-            "seconds": round(state.seconds, 1),
-            "tokens_per_s": round((report.n_tokens - n_tokens) / (self.seen[1] - since)) if n_tokens else None,
-            "is_late": state.late_step is not None,
-        }
-        self.losses = []
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        pace = "" if row["tokens_per_s"] is None else f", {row['tokens_per_s']:,} tokens/s"
-        minutes = state.seconds / 60
-        _say.info("step %d: %.3f nats a token%s, %.1f minutes", report.step, row["nll"], pace, minutes)
-
-
-class _Saver:
-    """Write a checkpoint every few minutes."""
-
-    def __init__(self, out: Path, identity: dict[str, str]) -> None:
-        self.out, self.identity, self.last = out, identity, perf_counter()
-
-    def __call__(self, state: TrainState, report: StepReport) -> None:
-        if perf_counter() - self.last > _SAVE_EVERY:
-            save_checkpoint(self.out, state, identity=self.identity)
-            self.last = perf_counter()
