@@ -2,11 +2,16 @@
 PYTHON ?= python
 INTERPRETER := $(shell command -v $(PYTHON))
 
-.PHONY: kernels check format test test-slow test-data bench targets
+.PHONY: kernels sanitize check format test test-slow test-data bench targets
 
 # Compiles csrc/ in place where it is newer than the library.
 kernels:
 	$(PYTHON) hatch_build.py
+
+# Runs the kernels over buffers that end at a forbidden page, with sanitizers.
+sanitize:
+	$(PYTHON) hatch_build.py --program build/test_kernels --sanitize
+	build/test_kernels
 
 check:
 	$(PYTHON) -m ruff format --check .

@@ -1,9 +1,11 @@
 """Build csrc/ into one shared object with whatever C++ compiler there is; without one, install goes on.
 
-Hatchling calls the hook for wheels and editable installs; `python hatch_build.py` rebuilds in place.
+Hatchling calls the hook for wheels and editable installs; `python hatch_build.py` rebuilds in place,
+`python hatch_build.py --program FILE [--sanitize]` compiles the kernels' test program instead.
 GEMSMITH_REQUIRE_KERNELS=1 makes a build without the library fail.
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -25,6 +27,8 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wall",
     "-Wno-uninitialized", "-Wno-ignored-attributes", "-Wno-psabi",
 )  # fmt: skip
+NOT_FOR_TESTS = ("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-O3")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
@@ -76,15 +80,17 @@ def build(root: Path, *, is_required: bool) -> bool:
     else:
         return True
     if is_required:
-        raise BuildError(f"GEMSMITH_REQUIRE_KERNELS is set, but {said}")
+        raise BuildError(f"compiled kernels are required, but {said}")
     print(f"gemsmith: {said}; the plain path will be used", file=sys.stderr)
     return False
 
 
 def is_fresh(library: Path, root: Path) -> bool:
     """Tell whether the library is newer than everything it is made from."""
-    sources = [root / "hatch_build.py", *(root / "csrc").iterdir()]
-    return library.exists() and library.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+    sources = [path for path in (root / "csrc").iterdir() if not path.name.startswith("test_")]
+    return library.exists() and library.stat().st_mtime > max(
+        path.stat().st_mtime for path in (*sources, root / "hatch_build.py")
+    )
 
 
 def find_compiler() -> list[str] | None:
@@ -96,18 +102,39 @@ def find_compiler() -> list[str] | None:
 
 def compile_library(compiler: list[str], source: Path, library: Path) -> str:
     """Compile every unit and link them; return what the compiler said where it failed, "" otherwise."""
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
-        made, flags = Path(folder, library.name), units(compiler)
-        objects = {name: Path(folder, f"{name}.o") for name in flags}
+    return compile_units(compiler, source, library, flags=FLAGS, own=units(compiler), link=("-shared", *link_flags()))
+
+
+def compile_program(compiler: list[str], source: Path, program: Path, *, is_sanitized: bool) -> str:
+    """Compile the test program, kernels included; return what the compiler said where it failed, "" otherwise."""
+    tests = {path.stem: () for path in sorted(source.glob("test_*.cpp"))}
+    flags, link = ("-O1", *(flag for flag in FLAGS if flag not in NOT_FOR_TESTS)), ("-rdynamic", *link_flags())
+    if is_sanitized:
+        flags, link = (*flags, *SANITIZERS), (*link, *SANITIZERS)
+    return compile_units(compiler, source, program, flags=flags, own={**units(compiler), **tests}, link=link)
+
+
+def compile_units(
+    compiler: list[str],
+    source: Path,
+    product: Path,
+    *,
+    flags: tuple[str, ...],
+    own: dict[str, tuple[str, ...]],
+    link: tuple[str, ...],
+) -> str:
+    """Compile units with common flags and their own, link them into `product`; return what failed."""
+    with tempfile.TemporaryDirectory(dir=product.parent, prefix=".build-") as folder:
+        made = Path(folder, product.name)
+        objects = {name: Path(folder, f"{name}.o") for name in own}
         commands = [
-            [*compiler, *FLAGS, *flags[name], "-c", str(source / f"{name}.cpp"), "-o", str(objects[name])]
-            for name in flags
+            [*compiler, *flags, *own[name], "-c", str(source / f"{name}.cpp"), "-o", str(objects[name])] for name in own
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             said = "".join(pool.map(run, commands))
-        said = said or run([*compiler, "-shared", *link_flags(), *map(str, objects.values()), "-o", str(made)])
+        said = said or run([*compiler, *map(str, objects.values()), *link, "-o", str(made)])
         if not said:
-            made.replace(library)
+            made.replace(product)
         return said
 
 
@@ -131,10 +158,26 @@ def run(command: list[str]) -> str:
     return "" if result.returncode == 0 else result.stderr or f"{command[0]} ended with {result.returncode}"
 
 
+def main() -> None:
+    """Build what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Compile csrc/.")
+    parser.add_argument("--program", type=Path, help="compile the test program into this file instead")
+    parser.add_argument("--sanitize", action="store_true", help="with address and undefined-behavior sanitizers")
+    asked = parser.parse_args()
+    if asked.program is None:
+        build(ROOT, is_required=True)
+        return
+    asked.program.parent.mkdir(parents=True, exist_ok=True)
+    compiler = find_compiler()
+    said = "no C++ compiler found"
+    if compiler is not None:
+        said = compile_program(compiler, ROOT / "csrc", asked.program, is_sanitized=asked.sanitize)
+    if said:
+        raise BuildError(said)
+
+
 if __name__ == "__main__":
-    if "--force" in sys.argv:
-        (ROOT / LIBRARY).unlink(missing_ok=True)
     try:
-        sys.exit(0 if build(ROOT, is_required=True) else 1)
+        main()
     except BuildError as error:
         sys.exit(str(error))
