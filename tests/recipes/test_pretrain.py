@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemsmith.errors import CheckpointError, DataError, TrainingError
 from gemsmith.data.prepared import prepare
 from gemsmith.data.vocabulary import Learning
-from gemsmith.recipes.dial import Dial
+from gemsmith.errors import CheckpointError, DataError, TrainingError
 from gemsmith.recipes.options import Compute, Options
-from gemsmith.recipes.pretrain import micro_batches, next_batches, run
+from gemsmith.recipes.pretrain import next_batches, run
 from gemsmith.recipes.recipe import read_recipe
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.train.loop import TrainState

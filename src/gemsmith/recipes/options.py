@@ -85,4 +85,3 @@ class Options:
     machine: Mapping[str, object] = field(default_factory=dict)
     watchers: Callable[[RunView], Sequence[Watcher]] = _nobody
     trace: Path | None = None
-    trace: Path | None = None

@@ -33,7 +33,6 @@ from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
 from gemsmith.train.run_lock import lock_run
 from gemsmith.train.stop import StopOnSignal
-from gemsmith.train.trace import Trace
 from gemsmith.train.trace import NextBatches, Trace
 from gemsmith.train.workers import Workers
 
@@ -129,7 +128,7 @@ def _train(
         stack.enter_context(checkpointer)
         stop = stack.enter_context(StopOnSignal(checkpointer))
         build_loss = _loss_builder(recipe, config, compute)
-        batches = partial(_next_micro_batches, loader, recipe, compute)
+        batches: NextBatches = partial(_next_micro_batches, loader, recipe, compute)
         others = [*options.watchers(view), partial(_read_minutes, path=out / _MINUTES_FILE, budget=budget)]
         if options.trace is not None:
             trace = Trace(options.trace)
@@ -145,12 +144,6 @@ def _train(
         )
         checkpointer.save(state)
     return state
-
-
-def _next_micro_batches(
-    loader: Loader, recipe: Recipe, compute: Compute, state: TrainState, progress: float
-) -> Sequence[Batch]:
-    return micro_batches(next_batches(loader, recipe, state, progress), compute)
 
 
 def _next_micro_batches(
