@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gemsmith.errors import TrainingError
-from gemsmith.train.optimizer import OptimizerSpec, build_optimizers, rate_factor, set_rates
+from gemsmith.train.optimizer import OptimizerSpec, build_optimizers, rate_factor, update
 
 SPEC = OptimizerSpec(matrix_rate=0.02, other_rate=0.01, weight_decay=0.1)
 
@@ -62,10 +62,25 @@ def test_adamw_steps_as_its_paper_says() -> None:
         torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_scale_of_gradients_is_as_if_they_had_been_multiplied(optimizer: str) -> None:
+    spec = replace(SPEC, optimizer=optimizer)
+    ours, wanted = some_weights(), some_weights()
+    (one, other) = build_optimizers(ours, spec), build_optimizers(wanted, spec)
+    for step in range(3):
+        for number, (name, weight) in enumerate(wanted.items()):
+            gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(10 * step + number))
+            weight.grad, ours[name].grad = gradient * 2.0**-step, gradient
+        update(one.values(), factor=1.0, grad_scale=2.0**-step)
+        update(other.values(), factor=1.0, grad_scale=1.0)
+    assert all(torch.equal(ours[name], weight) for name, weight in wanted.items())
+    assert all(weight.grad is None for weight in ours.values())
+
+
 def test_rates_are_shares_of_their_peaks() -> None:
     optimizers = build_optimizers(some_weights(), SPEC)
-    set_rates(optimizers.values(), 0.5)
-    set_rates(optimizers.values(), 0.25)
+    for factor in (0.5, 0.25):
+        update(optimizers.values(), factor=factor, grad_scale=1.0)
     assert sorted({rate for _, rate, _ in groups(optimizers).values()}) == [0.0025, 0.005]
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gemsmith.data.mixture import Batch
 from gemsmith.errors import TrainingError
+from gemsmith.kernels.fused_adamw import squared_norm
 from gemsmith.train.faults import reach
 from gemsmith.train.guard import HISTORY, MAX_SKIPPED, is_outlier, not_finite
-from gemsmith.train.optimizer import OptimizerSpec, rate_factor, set_rates
+from gemsmith.train.optimizer import OptimizerSpec, rate_factor, update
 
 # (weights, batch) -> summed loss of the targets that count
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -145,33 +146,24 @@ def train_step(
     if n_targets == 0:
         raise TrainingError(f"a step must have targets that count; got none in step {state.step}. Check loss masks.")
     nll = accumulate(state.weights, micro_batches, loss_fn, 1.0) / n_targets
-    gradients = [w.grad for w in state.weights.values() if w.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True)) / n_targets
+    norm = math.sqrt(squared_norm(w.grad for w in state.weights.values() if w.grad is not None)) / n_targets
     if not (math.isfinite(nll) and math.isfinite(norm)):
         raise not_finite(state.weights, micro_batches, loss_fn, step=state.step, found=(nll, norm))
     is_skipped = is_outlier(state.recent, (nll, norm))
     if is_skipped:
         _skip(state, nll, norm)
     else:
-        # One pass over the gradients for both the mean and the clipping.
-        torch._foreach_mul_(gradients, min(1.0, spec.clip / (norm + 1e-6)) / n_targets)
-        _update(state, nll, norm, factor)
+        reach("before_update")
+        # The mean and the clipping are one factor, applied while the optimizers step.
+        scale = min(1.0, spec.clip / norm if norm else 1.0) / n_targets
+        update(state.optimizers.values(), factor=factor, grad_scale=scale)
+        state.recent = [*state.recent[1 - HISTORY :], [nll, norm]]
+        state.n_skipped_in_row = 0
+        reach("after_update")
     state.step += 1
     state.n_tokens += sum(batch.token_ids.numel() for batch in micro_batches)
     rate = spec.matrix_rate * factor
     return StepReport(state.step, nll, norm, rate, state.n_tokens, n_targets, is_skipped, state.n_skipped)
-
-
-def _update(state: TrainState, nll: float, norm: float, factor: float) -> None:
-    """Let the optimizers step, and remember what the step looked like."""
-    set_rates(state.optimizers.values(), factor)
-    reach("before_update")
-    for optimizer in state.optimizers.values():
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    state.recent = [*state.recent[1 - HISTORY :], [nll, norm]]
-    state.n_skipped_in_row = 0
-    reach("after_update")
 
 
 def _skip(state: TrainState, nll: float, norm: float) -> None:

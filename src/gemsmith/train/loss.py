@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gemsmith.kernels import fused_loss
+
 # Scores that exist at one time. Every chunk of tokens goes once over the whole gradient of the head, so
 # larger chunks are faster; with the two below, 2,048 tokens x 256,000 pieces stay under 300 MB.
 _SCORE_BYTES = 128 << 20
@@ -165,6 +167,8 @@ def _add_head_gradient(grad_head: Tensor, grad_logits: Tensor, chunk: Tensor, *,
 
 def _turn_into_gradient(logits: Tensor, targets: Tensor, scored: _Scored) -> Tensor:
     """Overwrite the logits of a chunk by the gradient of their loss, and return it, summed."""
+    if fused_loss.is_suitable(logits):
+        return fused_loss.loss_and_gradient(logits, targets, scored.spec.softcap, scored.spec.z_weight)[0]
     of_piece = _compiled_piece() if scored.is_compiled else _loss_and_gradient
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     n_rows = max(1, _PIECE // logits.shape[1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gemsmith.errors import TrainingError
+from gemsmith.kernels import fused_adamw
 from gemsmith.train.schedule import SCHEDULES, rate_share
 
 OPTIMIZERS = ("muon", "adamw")
@@ -100,11 +101,24 @@ def rate_factor(step: int, progress: float, spec: OptimizerSpec) -> float:
     )
 
 
-def set_rates(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group to its peak rate times `factor`."""
+def update(optimizers: Iterable[torch.optim.Optimizer], *, factor: float, grad_scale: float) -> None:
+    """Let every optimizer step and clear its gradients.
+
+    Args:
+        factor: Share of the peak rates.
+        grad_scale: Factor of every gradient, as the mean over targets and clipping find it.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
+        if isinstance(optimizer, fused_adamw.AdamW):
+            optimizer.step(grad_scale=grad_scale)
+        else:
+            for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+                if weight.grad is not None:
+                    weight.grad.mul_(grad_scale)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _group(weights: list[Tensor], peak: float, weight_decay: float) -> dict[str, Any]:
@@ -112,4 +126,5 @@ def _group(weights: list[Tensor], peak: float, weight_decay: float) -> dict[str,
 
 
 def _adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=_BETAS, eps=_EPS, fused=True)
+    # Where the kernel cannot serve a weight, torch's own fused step does.
+    return fused_adamw.AdamW(groups, betas=_BETAS, eps=_EPS, fused=True)
