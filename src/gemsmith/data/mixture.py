@@ -99,12 +99,21 @@ class Mixture:
         Raises:
             DataError: The source has been seen `max_epochs` times.
         """
+        name, epoch, index = self.seen(stage, number)
+        return name, self._rows(name, epoch, stage)[index]
+
+    def seen(self, stage: Stage, number: int) -> tuple[str, int, int]:
+        """Return the source of a row, its epoch, and how many rows came before it in that epoch.
+
+        Raises:
+            DataError: The source has been seen `max_epochs` times.
+        """
         name, index = self.place(stage, number)
         source = next(s for s in self.sources if s.name == name)
         for epoch in range(source.max_epochs):
             n_rows = self._count(name, epoch, stage)
             if index < n_rows:
-                return name, self._rows(name, epoch, stage)[index]
+                return name, epoch, index
             index -= n_rows
         raise DataError(
             f"source {name!r} must not be seen more than {source.max_epochs} times; got row {number} of the run. "

@@ -1,0 +1,317 @@
+"""The proof that a killed run loses nothing: kill it at twenty points, resume it, compare every bit."""
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gemsmith.data.build import build_dataset
+from gemsmith.data.forms import TEXT_FORMS
+from gemsmith.data.mixture import Mixture
+from gemsmith.data.prepared import SHARDS
+from gemsmith.data.sources import Source
+from gemsmith.data.vocabulary import Learning, given_vocabulary, learned_vocabulary
+from gemsmith.errors import TrainingError
+from gemsmith.recipes.options import Compute, Options
+from gemsmith.recipes.pretrain import run
+from gemsmith.recipes.recipe import Recipe, read_recipe
+from gemsmith.recipes.run_folder import render
+from gemsmith.train.checkpoint_files import checkpoints, read_checkpoint
+from gemsmith.train.trace import read_trace
+
+N_KILLS = 20
+_STEPS, _SAVE_EVERY = 10, 2
+_MEGABYTES = 1.0  # read of each source; one of them is cut so short that its epochs turn
+_PLAIN = Compute(torch.float32)
+_TIME_ALLOWED = 1800.0  # seconds one run may take
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a run dies: at the count-th arrival at a point of `train.faults`."""
+
+    what: str
+    point: str
+    count: int
+    n_data_workers: int = 0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What became of every kill; a difference names what differed first, None is bit-equal."""
+
+    differences: tuple[str | None, ...]
+
+    @property
+    def is_bit_equal(self) -> bool:
+        """Whether nothing differed anywhere."""
+        return not any(self.differences)
+
+    def __str__(self) -> str:
+        n_equal = sum(difference is None for difference in self.differences)
+        if self.is_bit_equal:
+            return f"{n_equal} of {len(self.differences)} kills, bit-equal"
+        first = next(difference for difference in self.differences if difference)
+        return f"{n_equal} of {len(self.differences)} kills are bit-equal; first difference: {first}"
+
+
+def prove_resume(
+    recipe_path: Path,
+    *,
+    data_dir: Path,
+    n_kills: int = N_KILLS,
+    steps: int = _STEPS,
+    compute: Compute = _PLAIN,
+    tell: Callable[[str], None] = print,
+) -> Proof:
+    """Kill short runs of a recipe with SIGKILL, let each go on, and compare it with a run never killed.
+
+    The runs have the recipe's model, vocabulary and optimizer, but few steps of few rows, over a part of the
+    texts in which epochs turn. Compared are weights, optimizers, random state and every counter of
+    the last checkpoint, and for every step, also those that were made twice, the batches, the loss and
+    the norm of the gradient. Runs have one thread: sums of several may depend on their number.
+
+    Args:
+        n_kills: Fewer than 20 take some of the points.
+        steps: Length of a run, at least 8, so that older checkpoints are removed.
+        tell: Gets a line per kill.
+
+    Raises:
+        TrainingError: A run did not die where it should have, or failed for another reason.
+    """
+    with tempfile.TemporaryDirectory(prefix="gemsmith-proof-") as name:
+        proof = _Proof(Path(name), steps, compute)
+        with _children() as start:
+            proof.prepare(read_recipe(recipe_path), data_dir)
+            tell(f"a run of {steps} steps that nobody kills")
+            _expect(proof.train(start, "through"), 0, "that nobody kills")
+            differences = []
+            for number, kill in enumerate(proof.kills(n_kills), 1):
+                difference = proof.difference(start, kill)
+                differences.append(difference and f"kill {number}, {kill.what}: {difference}")
+                tell(f"{number:2}. killed {kill.what}: {difference or 'bit-equal'}")
+    return Proof(tuple(differences))
+
+
+@dataclass
+class _Proof:
+    """The folder of a proof: one recipe, one dataset, and a run folder per kill."""
+
+    place: Path
+    steps: int
+    compute: Compute
+
+    def prepare(self, recipe: Recipe, data_dir: Path) -> None:
+        """Write the shortened recipe and build its data once for all runs."""
+        short = shortened(recipe, self.steps)
+        (self.place / "recipe.toml").write_text(render(_table(short), ()), encoding="utf-8")
+        spec = recipe.vocabulary
+        if spec.path is not None:
+            tokenizer = given_vocabulary(data_dir / spec.path, size=spec.size)
+        else:
+            learning = Learning(spec.size, spec.sample_megabytes)
+            tokenizer = learned_vocabulary(
+                recipe.sources, data_dir, folder=self.place / "vocabulary", learning=learning
+            )
+        dataset = build_dataset(short.sources, tokenizer, data_dir=data_dir, folder=self.place / "data" / SHARDS)
+        parts = {"n_processes": 1, "is_compiled": False, "micro_batch_tokens": short.batch.tokens // 2}
+        self.compute = replace(self.compute, **parts)
+        self.recipe, self.mixture = short, dataset.mixture(short.sources, seed=short.batch.seed)
+
+    def train(self, start: Callable[..., int], out: str, *, die_at: str = "", n_data_workers: int = 0) -> int:
+        """Train in a process of its own, as far as it comes; return its exit status."""
+        return start(self.place, out, self.steps, self.compute, die_at, n_data_workers)
+
+    def difference(self, start: Callable[..., int], kill: Kill) -> str | None:
+        """Kill a run, let it go on, and say what differs from the run that nobody killed."""
+        train = partial(self.train, start, "killed", n_data_workers=kill.n_data_workers)
+        _expect(train(die_at=f"{kill.point}:{kill.count}"), -signal.SIGKILL, f"killed {kill.what}")
+        _expect(train(), 0, f"resumed after a kill {kill.what}")
+        found = first_difference(self.place / "through", self.place / "killed", steps=self.steps)
+        shutil.rmtree(self.place / "killed")
+        return found
+
+    def kills(self, n_kills: int) -> list[Kill]:
+        """Return where to kill, evenly picked if fewer are wanted than there are."""
+        rows = read_trace(_trace(self.place / "through"))
+        n_micro = len(rows[0]["batches"])
+        n_tensors = len(read_checkpoint(checkpoints(self.place / "through")[-1]).tensors)
+        turns = epoch_turns(self.mixture, self.recipe, self.steps)
+        found = kill_points(self.steps, n_micro=n_micro, n_tensors=n_tensors, turns=turns)
+        return [found[index * len(found) // n_kills] for index in range(min(n_kills, len(found)))]
+
+
+def kill_points(steps: int, *, n_micro: int, n_tensors: int, turns: Sequence[int]) -> list[Kill]:
+    """Return twenty places to die at; every second run makes its batches with two workers.
+
+    Args:
+        n_micro: Micro-batches of a step.
+        n_tensors: Tensors of a checkpoint.
+        turns: Steps, counted from 1, in which a source begins its next epoch.
+    """
+    last, n_writes = steps - steps % _SAVE_EVERY, n_tensors + 1
+    middle = turns[len(turns) // 2] if turns else steps // 2
+    late = turns[-1] if turns else steps - 1
+    points = [
+        ("after the first micro-batch of all", "micro_batch", 1),
+        ("before the first update", "before_update", 1),
+        ("after the first update", "after_update", 1),
+        ("in the middle of the accumulation of step 3", "micro_batch", 2 * n_micro + max(1, n_micro // 2)),
+        ("after the last micro-batch of step 3", "micro_batch", 3 * n_micro),
+        ("before the update of step 4", "before_update", 4),
+        ("after the update of step 4, before it is saved", "after_update", 4),
+        ("before the copy for the second checkpoint", "before_snapshot", 2),
+        ("after the copy for the second checkpoint", "after_snapshot", 2),
+        ("at the first tensor of the first checkpoint", "writing", 1),
+        ("in the middle of the tensors of the second checkpoint", "writing", n_writes + n_writes // 2),
+        ("before the manifest of the first checkpoint", "before_manifest", 1),
+        ("before the manifest of the third checkpoint", "before_manifest", 3),
+        ("before the second checkpoint gets its name", "before_rename", 2),
+        ("after the first checkpoint got its name", "after_rename", 1),
+        ("after the last checkpoint got its name", "after_rename", last // _SAVE_EVERY),
+        ("while an old checkpoint is removed", "removing", 1),
+        (f"in step {middle}, in which an epoch of the data turns", "micro_batch", middle * n_micro),
+        (f"after step {late}, in which an epoch of the data turns", "after_update", late),
+        ("after the last update of all", "after_update", steps),
+    ]
+    return [Kill(*point, n_data_workers=2 * (number % 2)) for number, point in enumerate(points)]
+
+
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """Return the recipe with four rows a step, less text, and one source so short that its epochs turn."""
+    batch = recipe.batch
+    tokens = 2 * math.lcm(batch.row, batch.late_row)
+    texts = [source for source in recipe.sources if source.form in TEXT_FORMS] or list(recipe.sources)
+    largest = max(texts, key=lambda source: source.share)
+    share = largest.share / sum(source.share for source in recipe.sources)
+    few = tokens * steps * share / 1e6  # a byte per token it gives: a token has several, so there are several epochs
+
+    def short(source: Source) -> Source:
+        changes = {"held_out": 0.0, "megabytes": few} if source is largest else {}
+        return replace(source, **{"megabytes": min(source.megabytes, _MEGABYTES), "max_epochs": 10**6, **changes})
+
+    return replace(recipe, batch=replace(batch, tokens=tokens), sources=tuple(map(short, recipe.sources)))
+
+
+def epoch_turns(mixture: Mixture, recipe: Recipe, steps: int) -> list[int]:
+    """Return the steps, counted from 1, whose rows begin another epoch of a source; the main part's only."""
+    stage = mixture.stage(row=recipe.batch.row)
+    n_rows = recipe.batch.tokens // recipe.batch.row
+    epochs: dict[str, int] = {}
+    turns = []
+    for step in range(math.floor(steps * (1.0 - recipe.batch.late_share))):
+        before = dict(epochs)
+        for number in range(step * n_rows, (step + 1) * n_rows):
+            name, epoch, _ = mixture.seen(stage, number)
+            epochs[name] = epoch
+        if any(epoch > before.get(name, 0) for name, epoch in epochs.items()):
+            turns.append(step + 1)
+    return turns
+
+
+def first_difference(through: Path, other: Path, *, steps: int) -> str | None:
+    """Return the first thing in which two runs differ, None where there is none."""
+    one, two = (read_checkpoint(run / f"step_{steps:08d}") for run in (through, other))
+    for name in sorted(one.tensors.keys() | two.tensors.keys()):
+        ours, theirs = one.tensors.get(name), two.tensors.get(name)
+        if ours is None or theirs is None:
+            return f"tensor {name!r} is in one run only"
+        if ours.dtype != theirs.dtype or not torch.equal(_bits(ours), _bits(theirs)):
+            return f"tensor {name!r}"
+    facts = [
+        {**shot.facts, "state": {k: v for k, v in shot.facts["state"].items() if k != "seconds"}} for shot in (one, two)
+    ]
+    if facts[0] != facts[1]:
+        odd = [name for name, value in facts[0]["state"].items() if facts[1]["state"].get(name) != value]
+        return f"{odd or 'the optimizers'} of the state"
+    return _first_difference_of_traces(read_trace(_trace(through)), read_trace(_trace(other)))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes: 0 and -0 differ, NaN is equal to itself."""
+    return tensor.flatten().view(torch.uint8)
+
+
+def _first_difference_of_traces(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> str | None:
+    wanted = {row["step"]: row for row in one}
+    for row in two:
+        for name, value in wanted[row["step"]].items():
+            if row[name] != value:
+                return f"{name} of step {row['step']}"
+    missing = sorted(wanted.keys() - {row["step"] for row in two})
+    return f"no line of step {missing[0]}" if missing else None
+
+
+def _table(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as the table of a TOML file, which has no word for None."""
+
+    def plain(section: object) -> dict[str, Any]:
+        values = asdict(section).items()  # pyright: ignore[reportArgumentType]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values if v is not None and v != math.inf}
+
+    table: dict[str, Any] = {
+        name: plain(getattr(recipe, name)) for name in ("model", "vocabulary", "optimizer", "batch")
+    }
+    return {**table, "sources": [plain(source) for source in recipe.sources]}
+
+
+def _trace(run_folder: Path) -> Path:
+    return run_folder / "trace.jsonl"
+
+
+def _expect(status: int, wanted: int, which: str) -> None:
+    if status != wanted:
+        ends = {0: "its end", -signal.SIGKILL: "its death"}
+        raise TrainingError(
+            f"a run must come to {ends[wanted]}; got exit status {status} for the one {which}. "
+            "Look for its message above."
+        )
+
+
+@contextmanager
+def _children() -> Iterator[Callable[..., int]]:
+    """Give a function that trains in a fresh process and returns its exit status.
+
+    Children are forked from a process that has imported everything and computed nothing, so that
+    each starts at once and torch's threads are born after the fork.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+
+    def start(*job: object) -> int:
+        child = context.Process(target=_train, args=job)
+        child.start()
+        child.join(_TIME_ALLOWED)
+        if child.is_alive():
+            child.kill()
+            child.join()
+            raise TrainingError(f"a run of the proof must end; got none in {_TIME_ALLOWED:.0f} s. Use fewer steps.")
+        return child.exitcode or 0
+
+    yield start
+
+
+def _train(place: Path, out: str, steps: int, compute: Compute, die_at: str, n_data_workers: int) -> None:
+    """Train in this process, one thread, to the end or to the point it dies at."""
+    torch.set_num_threads(1)
+    if die_at:
+        os.environ["GEMSMITH_DIE_AT"] = die_at
+    run(
+        place / "recipe.toml",
+        data_dir=place / "data",
+        out=place / out,
+        steps=steps,
+        compute=replace(compute, n_data_workers=n_data_workers),
+        options=Options(save_every_steps=_SAVE_EVERY, trace=_trace(place / out)),
+    )
