@@ -73,7 +73,7 @@ def squared_norm(tensors: Iterable[Tensor]) -> float:
 
 def _sum_of_squares(x: Float[Tensor, "*any"]) -> float:
     if not (native.serves(x) and x.is_contiguous()):
-        return float(x.double().square().sum())
+        return math.fsum(float(part.double().square().sum()) for part in x.flatten().split(64 * _BLOCK))
     parts = torch.empty(-(-x.numel() // _BLOCK), dtype=torch.float64)
     native.need().gs_sum_of_squares(x.data_ptr(), parts.data_ptr(), x.numel(), native.DTYPES[x.dtype])
     return math.fsum(parts.tolist())
