@@ -168,7 +168,8 @@ def _object(line: str) -> Row:
 
 
 def _open_zst(path: Path, mode: str) -> io.BufferedIOBase:
-    return io.BufferedReader(_ZstdFile(path.open(mode), zstandard_module(path)))  # pyright: ignore[reportArgumentType]
+    library = zstandard_module(path)
+    return io.BufferedReader(_ZstdFile(path.open(mode), library))  # pyright: ignore[reportArgumentType]
 
 
 def zstandard_module(path: Path) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,25 +35,30 @@ def stored(folder: Path) -> Iterator[None]:
 
 
 class HashedFile:
-    """A file being written, and the hash of what was written."""
+    """A file being written, and the hash of what was written; open only while a full buffer goes to disk."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.n_bytes, self.hash = path, 0, hashlib.sha256()
+        self.path, self.n_bytes, self.hash, self.held = path, 0, hashlib.sha256(), bytearray()
         with stored(path.parent):
-            self.file: IO[bytes] = path.open("wb", buffering=_BUFFER)
+            path.write_bytes(b"")
 
     def write(self, data: bytes) -> None:
         """Write and hash some bytes."""
         self.hash.update(data)
         self.n_bytes += len(data)
-        with stored(self.path.parent):
-            self.file.write(data)
+        self.held += data
+        if len(self.held) >= _BUFFER:
+            self._flush()
 
     def close(self) -> FileRecord:
         """Write what was held back and return length and hash."""
-        with stored(self.path.parent):
-            self.file.close()
+        self._flush()
         return FileRecord(self.n_bytes, self.hash.hexdigest())
+
+    def _flush(self) -> None:
+        with stored(self.path.parent), self.path.open("ab") as file:
+            file.write(self.held)
+        self.held.clear()
 
 
 @dataclass

@@ -31,17 +31,11 @@ def tokenize(document: Document, tokenizer: Tokenizer, *, family: str) -> Tokeni
 
 
 def check_vocabulary(tokenizer: Tokenizer, sources: Sequence[Source]) -> None:
-    """Refuse a vocabulary that cannot write every text of these sources.
+    """Refuse a vocabulary that cannot write the conversations of these sources; texts it always can.
 
     Raises:
-        DataError: A byte, or a turn marker that conversations need, has no piece.
+        DataError: A turn marker has no piece.
     """
-    missing = next((piece for piece in (f"<0x{b:02X}>" for b in range(256)) if tokenizer.id_of(piece) is None), None)
-    if missing is not None:
-        raise DataError(
-            f"vocabulary must have a piece for each of the 256 bytes; got none for {missing!r}. Learn one with byte "
-            "fallback, or use a Gemma model's."
-        )
     chat = next((source.name for source in sources if source.form not in TEXT_FORMS), None)
     for piece in (START_OF_TURN, END_OF_TURN):
         token_id = tokenizer.id_of(piece)
