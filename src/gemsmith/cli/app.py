@@ -31,6 +31,7 @@ VERBS = {
     "eval": ("gemsmith.cli.evaluate:app", "Measure a model."),
     "data": ("gemsmith.cli.data:app", "Turn texts into shards to train from."),
     "pretrain": ("gemsmith.cli.pretrain:pretrain", "Train a model from a recipe and a folder of text."),
+    "plot": ("gemsmith.cli.plot:plot", "Draw the curves of runs."),
     "doctor": ("gemsmith.cli.doctor:doctor", "Show what this machine has and what would make it faster."),
 }
 

@@ -50,12 +50,14 @@ class RunView:
     """A run as its watchers see it, before its first step.
 
     Attributes:
+        dtype: What the blocks compute in.
         held_out: Function (name of a source) -> texts never trained on.
     """
 
     out: Path
     recipe: Recipe
     tokenizer: Tokenizer
+    dtype: torch.dtype
     state: TrainState
     budget: Budget
     journal: Journal

@@ -121,7 +121,7 @@ def _train(
     cost = token_cost(config, row=recipe.batch.row).total
     journal = Journal(out / LOG_FILE, Pace(cost, options.matrix_rate, budget.progress))
     journal.resume(state.step)
-    view = RunView(out, recipe, dataset.tokenizer, state, budget, journal, dataset.held_out)
+    view = RunView(out, recipe, dataset.tokenizer, compute.dtype, state, budget, journal, dataset.held_out)
     with ExitStack() as stack:
         mixture = dataset.mixture(recipe.sources, seed=recipe.batch.seed)
         loader = stack.enter_context(Loader(mixture, n_workers=compute.n_data_workers))
