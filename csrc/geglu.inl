@@ -3,9 +3,9 @@
 // The share of x that gelu keeps, (1 + tanh(z / 2)) / 2 = 1 / (1 + e^-z), and its slope along z.
 static inline vf gelu_share(vf x, vf* slope) {
     vf z = x * vfma(x * x, vset(0.0713548162726f), vset(1.59576912160573f));  // 2 sqrt(2 / pi) (x + 0.044715 x^3)
-    vf e = vexp(vmin(vset(43.0f), vzero() - z));  // beyond that the share counts for nothing; e^2 must stay finite
+    vf e = vexp(vmin(vset(88.0f), vzero() - z));  // finite, as vinverse needs it; the share is next to nothing by then
     vf share = vinverse(vset(1.0f) + e);
-    *slope = share * share * e;
+    *slope = share * (share * e);
     return share;
 }
 

@@ -35,24 +35,24 @@ static inline float exponentials(const T* row, float* terms, int64_t width, floa
 
 template <class T>
 static double loss_of_row(T* row, float* terms, int64_t target, int64_t width, float cap, float z_weight) {
-    float chosen = hsum(keep_n(load(row + target, W == 1 ? W : 1), 1, 0.0f)), slope = 1.0f, top = largest(row, width);
+    const int64_t one = 1;
+    vf chosen = load(row + target, one), slope = vset(1.0f), top = vset(largest(row, width));
     float total;
     if (cap > 0.0f) {
-        float turned = tanhf(chosen / cap);
-        chosen = cap * turned;
-        slope = 1.0f - turned * turned;
-        top = cap * tanhf(top / cap);
-        total = exponentials<true>(row, terms, width, top, cap);
+        vf inverse = vset(1.0f / cap), wide = vset(cap);
+        chosen = vtanh(chosen * inverse, &slope) * wide;
+        top = vtanh(top * inverse) * wide;
+        total = exponentials<true>(row, terms, width, first_lane(top), cap);
     } else {
-        total = exponentials<false>(row, terms, width, top, 1.0f);
+        total = exponentials<false>(row, terms, width, first_lane(top), 1.0f);
     }
-    float normalizer = top + logf(total);
+    float normalizer = first_lane(top) + logf(total);
     vf by = vset((1.0f + 2.0f * z_weight * normalizer) / total);
-    float at_target = terms[target] * hsum(keep_n(by, 1, 0.0f)) - slope;
+    vf at_target = load(terms + target, one) * by - slope;
     auto piece = [&](int64_t i, int64_t n) { store(row + i, load(terms + i, n) * by, n); };
     over(width, [&](int64_t i) { piece(i, W); }, piece);
-    store(row + target, keep_n(vset(at_target), 1, 0.0f), W == 1 ? W : 1);
-    return (double)normalizer - chosen + (double)(z_weight * normalizer) * normalizer;
+    store(row + target, at_target, one);
+    return (double)normalizer - first_lane(chosen) + (double)(z_weight * normalizer) * normalizer;
 }
 
 static void loss_and_gradient(void* logits, const int64_t* targets, double* row_loss, float* scratch, int64_t n_rows,

@@ -21,6 +21,8 @@ static inline void store(T* p, vf x, int64_t n) {
 static inline vf as_held(const float*, vf x) { return x; }
 static inline vf as_held(const bf16*, vf x) { return round_to_bf16(x); }
 
+static inline float first_lane(vf x) { return hsum(keep_n(x, W < 2 ? W : 1, 0.0f)); }
+
 static inline vf vzero() { return vset(0.0f); }
 
 // e^r - 1 for |r| <= ln(2) / 2, off by at most 1.4e-8 of r: a fit of (e^r - 1 - r) / r^2 whose largest error is least.
