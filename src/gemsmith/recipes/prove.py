@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gemsmith.data.build import build_dataset
 from gemsmith.data.forms import TEXT_FORMS
@@ -23,28 +22,22 @@ from gemsmith.data.prepared import SHARDS
 from gemsmith.data.sources import Source
 from gemsmith.data.vocabulary import Learning, given_vocabulary, learned_vocabulary
 from gemsmith.errors import TrainingError
-from gemsmith.recipes.options import Compute, Options
+from gemsmith.recipes.options import Compute, Options, RunView, Watcher
 from gemsmith.recipes.pretrain import run
-from gemsmith.recipes.recipe import Recipe, read_recipe
+from gemsmith.recipes.recipe import SECTIONS, BatchSpec, Recipe, read_recipe
 from gemsmith.recipes.run_folder import render
 from gemsmith.train.checkpoint_files import checkpoints, read_checkpoint
-from gemsmith.train.trace import read_trace
+from gemsmith.train.difference import first_difference
+from gemsmith.train.kill_points import Kill, kill_points
+from gemsmith.train.loop import StepReport, TrainState
+from gemsmith.train.trace import TRACE_FILE, read_trace
 
 N_KILLS = 20
 _STEPS, _SAVE_EVERY = 10, 2
 _MEGABYTES = 1.0  # read of each source; one of them is cut so short that its epochs turn
 _PLAIN = Compute(torch.float32)
 _TIME_ALLOWED = 1800.0  # seconds one run may take
-
-
-@dataclass(frozen=True)
-class Kill:
-    """Where a run dies: at the count-th arrival at a point of `train.faults`."""
-
-    what: str
-    point: str
-    count: int
-    n_data_workers: int = 0
+_SLOW_IMPORTS = ("torch._dynamo",)  # by the first optimizer of a process, 1.4 s
 
 
 @dataclass(frozen=True)
@@ -144,48 +137,19 @@ class _Proof:
 
     def kills(self, n_kills: int) -> list[Kill]:
         """Return where to kill, evenly picked if fewer are wanted than there are."""
-        rows = read_trace(_trace(self.place / "through"))
-        n_micro = len(rows[0]["batches"])
-        n_tensors = len(read_checkpoint(checkpoints(self.place / "through")[-1]).tensors)
-        turns = epoch_turns(self.mixture, self.recipe, self.steps)
-        found = kill_points(self.steps, n_micro=n_micro, n_tensors=n_tensors, turns=turns)
+        last = read_checkpoint(checkpoints(self.place / "through")[-1])
+        n_micro = len(read_trace(self.place / "through" / TRACE_FILE)[0]["batches"])
+        late = last.facts["state"]["late_step"]
+        turns = epoch_turns(self.mixture, self.recipe.batch, steps=self.steps, late_step=late)
+        found = kill_points(
+            self.steps,
+            n_micro=n_micro,
+            n_tensors=len(last.tensors),
+            turns=turns,
+            late_step=late or self.steps // 2,
+            save_every=_SAVE_EVERY,
+        )
         return [found[index * len(found) // n_kills] for index in range(min(n_kills, len(found)))]
-
-
-def kill_points(steps: int, *, n_micro: int, n_tensors: int, turns: Sequence[int]) -> list[Kill]:
-    """Return twenty places to die at; every second run makes its batches with two workers.
-
-    Args:
-        n_micro: Micro-batches of a step.
-        n_tensors: Tensors of a checkpoint.
-        turns: Steps, counted from 1, in which a source begins its next epoch.
-    """
-    last, n_writes = steps - steps % _SAVE_EVERY, n_tensors + 1
-    middle = turns[len(turns) // 2] if turns else steps // 2
-    late = turns[-1] if turns else steps - 1
-    points = [
-        ("after the first micro-batch of all", "micro_batch", 1),
-        ("before the first update", "before_update", 1),
-        ("after the first update", "after_update", 1),
-        ("in the middle of the accumulation of step 3", "micro_batch", 2 * n_micro + max(1, n_micro // 2)),
-        ("after the last micro-batch of step 3", "micro_batch", 3 * n_micro),
-        ("before the update of step 4", "before_update", 4),
-        ("after the update of step 4, before it is saved", "after_update", 4),
-        ("before the copy for the second checkpoint", "before_snapshot", 2),
-        ("after the copy for the second checkpoint", "after_snapshot", 2),
-        ("at the first tensor of the first checkpoint", "writing", 1),
-        ("in the middle of the tensors of the second checkpoint", "writing", n_writes + n_writes // 2),
-        ("before the manifest of the first checkpoint", "before_manifest", 1),
-        ("before the manifest of the third checkpoint", "before_manifest", 3),
-        ("before the second checkpoint gets its name", "before_rename", 2),
-        ("after the first checkpoint got its name", "after_rename", 1),
-        ("after the last checkpoint got its name", "after_rename", last // _SAVE_EVERY),
-        ("while an old checkpoint is removed", "removing", 1),
-        (f"in step {middle}, in which an epoch of the data turns", "micro_batch", middle * n_micro),
-        (f"after step {late}, in which an epoch of the data turns", "after_update", late),
-        ("after the last update of all", "after_update", steps),
-    ]
-    return [Kill(*point, n_data_workers=2 * (number % 2)) for number, point in enumerate(points)]
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
@@ -195,7 +159,7 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     texts = [source for source in recipe.sources if source.form in TEXT_FORMS] or list(recipe.sources)
     largest = max(texts, key=lambda source: source.share)
     share = largest.share / sum(source.share for source in recipe.sources)
-    few = tokens * steps * share / 1e6  # a byte per token it gives: a token has several, so there are several epochs
+    few = tokens * steps * share / 4 / 1e6  # a quarter of a byte for each of its tokens: there are several epochs
 
     def short(source: Source) -> Source:
         changes = {"held_out": 0.0, "megabytes": few} if source is largest else {}
@@ -204,53 +168,17 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, batch=replace(batch, tokens=tokens), sources=tuple(map(short, recipe.sources)))
 
 
-def epoch_turns(mixture: Mixture, recipe: Recipe, steps: int) -> list[int]:
-    """Return the steps, counted from 1, whose rows begin another epoch of a source; the main part's only."""
-    stage = mixture.stage(row=recipe.batch.row)
-    n_rows = recipe.batch.tokens // recipe.batch.row
-    epochs: dict[str, int] = {}
+def epoch_turns(mixture: Mixture, batch: BatchSpec, *, steps: int, late_step: int | None) -> list[int]:
+    """Return the steps, counted from 1, with the first row of a further epoch of a source."""
     turns = []
-    for step in range(math.floor(steps * (1.0 - recipe.batch.late_share))):
-        before = dict(epochs)
-        for number in range(step * n_rows, (step + 1) * n_rows):
-            name, epoch, _ = mixture.seen(stage, number)
-            epochs[name] = epoch
-        if any(epoch > before.get(name, 0) for name, epoch in epochs.items()):
+    for step in range(steps):
+        is_late = late_step is not None and step >= late_step
+        row, first = (batch.late_row, late_step or 0) if is_late else (batch.row, 0)
+        stage, n_rows = mixture.stage(row=row, is_late=is_late), batch.tokens // row
+        numbers = range((step - first) * n_rows, (step - first + 1) * n_rows)
+        if any(epoch > 0 and index == 0 for _, epoch, index in (mixture.seen(stage, number) for number in numbers)):
             turns.append(step + 1)
     return turns
-
-
-def first_difference(through: Path, other: Path, *, steps: int) -> str | None:
-    """Return the first thing in which two runs differ, None where there is none."""
-    one, two = (read_checkpoint(run / f"step_{steps:08d}") for run in (through, other))
-    for name in sorted(one.tensors.keys() | two.tensors.keys()):
-        ours, theirs = one.tensors.get(name), two.tensors.get(name)
-        if ours is None or theirs is None:
-            return f"tensor {name!r} is in one run only"
-        if ours.dtype != theirs.dtype or not torch.equal(_bits(ours), _bits(theirs)):
-            return f"tensor {name!r}"
-    facts = [
-        {**shot.facts, "state": {k: v for k, v in shot.facts["state"].items() if k != "seconds"}} for shot in (one, two)
-    ]
-    if facts[0] != facts[1]:
-        odd = [name for name, value in facts[0]["state"].items() if facts[1]["state"].get(name) != value]
-        return f"{odd or 'the optimizers'} of the state"
-    return _first_difference_of_traces(read_trace(_trace(through)), read_trace(_trace(other)))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return a tensor's bytes: 0 and -0 differ, NaN is equal to itself."""
-    return tensor.flatten().view(torch.uint8)
-
-
-def _first_difference_of_traces(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> str | None:
-    wanted = {row["step"]: row for row in one}
-    for row in two:
-        for name, value in wanted[row["step"]].items():
-            if row[name] != value:
-                return f"{name} of step {row['step']}"
-    missing = sorted(wanted.keys() - {row["step"] for row in two})
-    return f"no line of step {missing[0]}" if missing else None
 
 
 def _table(recipe: Recipe) -> dict[str, Any]:
@@ -260,14 +188,8 @@ def _table(recipe: Recipe) -> dict[str, Any]:
         values = asdict(section).items()  # pyright: ignore[reportArgumentType]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values if v is not None and v != math.inf}
 
-    table: dict[str, Any] = {
-        name: plain(getattr(recipe, name)) for name in ("model", "vocabulary", "optimizer", "batch")
-    }
+    table: dict[str, Any] = {name: plain(getattr(recipe, name)) for name in SECTIONS}
     return {**table, "sources": [plain(source) for source in recipe.sources]}
-
-
-def _trace(run_folder: Path) -> Path:
-    return run_folder / "trace.jsonl"
 
 
 def _expect(status: int, wanted: int, which: str) -> None:
@@ -287,7 +209,7 @@ def _children() -> Iterator[Callable[..., int]]:
     each starts at once and torch's threads are born after the fork.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *_SLOW_IMPORTS])
 
     def start(*job: object) -> int:
         child = context.Process(target=_train, args=job)
@@ -313,5 +235,14 @@ def _train(place: Path, out: str, steps: int, compute: Compute, die_at: str, n_d
         out=place / out,
         steps=steps,
         compute=replace(compute, n_data_workers=n_data_workers),
-        options=Options(save_every_steps=_SAVE_EVERY, trace=_trace(place / out)),
+        options=Options(save_every_steps=_SAVE_EVERY, trace=place / out / TRACE_FILE, watchers=_dice),
     )
+
+
+def _dice(view: RunView) -> list[Watcher]:
+    """Draw a number after every step, so that torch's random state has something to lose."""
+
+    def draw(state: TrainState, report: StepReport) -> None:
+        torch.rand(1)
+
+    return [draw]

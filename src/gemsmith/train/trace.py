@@ -9,6 +9,7 @@ from typing import Any
 from gemsmith.data.mixture import Batch
 from gemsmith.train.loop import StepReport, TrainState
 
+TRACE_FILE = "trace.jsonl"
 NextBatches = Callable[[TrainState, float], Sequence[Batch]]
 _TENSORS = ("token_ids", "targets", "loss_mask", "documents", "positions")
 
