@@ -13,16 +13,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from common import RESULTS, Result, finish
 
 import gemsmith as gs
+from gemsmith.data.build import build_dataset
 from gemsmith.data.sources import source_documents
 from gemsmith.evaluate.bpb import bits_per_byte
 from gemsmith.evaluate.ngram import NgramModel
-from gemsmith.recipes.pretrain import build_mixture
 from gemsmith.recipes.recipe import Recipe, read_recipe
 from gemsmith.tokenizer import Tokenizer
 
@@ -73,13 +74,13 @@ def held_out_texts(recipe: Recipe, name: str, data_dir: Path) -> list[str]:
 def train_ngram(recipe: Recipe, tokenizer: Tokenizer, data_dir: Path) -> NgramModel:
     """Count every text of the recipe's training side once."""
     with tempfile.TemporaryDirectory() as folder:
-        mixture = build_mixture(recipe, tokenizer, data_dir, Path(folder))
+        dataset = build_dataset(recipe.sources, tokenizer, data_dir=data_dir, folder=Path(folder) / "shards")
 
-    def documents() -> Iterator[np.ndarray]:
-        for shard in mixture.shards.values():
-            yield from np.split(shard.token_ids, shard.offsets[1:-1])
+        def documents() -> Iterator[np.ndarray]:
+            for shard in dataset.shards.values():
+                yield from (shard.token_ids[start:stop] for start, stop in pairwise(shard.offsets.tolist()))
 
-    return NgramModel.train(documents(), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id)
+        return NgramModel.train(documents(), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id)
 
 
 def measure(lm: gs.LM, ngram: NgramModel, name: str, texts: list[str]) -> Row:

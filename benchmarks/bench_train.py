@@ -38,7 +38,7 @@ def main(name: str, n_rounds: int) -> None:
     for contender, values in rates.items():
         losses = ", ".join(f"{loss:.3f}" for loss in runs[contender][0].losses)
         print(
-            f"{contender:24s} median {statistics.median(values):8.1f} tokens/s, {min(values):.0f} to {max(values):.0f}, "
+            f"{contender:24s} median {statistics.median(values):8.1f} tokens/s ({min(values):.0f}-{max(values):.0f}), "
             f"{len(values)} steps; peak {peaks[contender]:.2f} GB; losses {losses}"
         )
     limit = statistics.median(limits)
