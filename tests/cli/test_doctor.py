@@ -18,6 +18,8 @@ GOOD = Machine(
     n_threads=8,
     accelerators=(),
     has_nvidia_driver=False,
+    kernels="avx2",
+    kernel_choices=("portable", "avx2"),
     openmp=("/a/libgomp.so.1",),
     disk_free=10**12,
     model_folder="/models",
@@ -40,7 +42,8 @@ def test_a_good_machine_needs_no_advice() -> None:
         ({"system": "Darwin 24 x86_64 (Rosetta)"}, "arm64 Python"),
         ({"n_threads": 1}, "1 of 8 cores"),
         ({"cpu": replace(GOOD.cpu, quota=2.0)}, "8 threads on 2 cores: set OMP_NUM_THREADS=2"),
-        ({"openmp": ("/a/libgomp.so.1", "/b/libiomp5.so")}, "libgomp and libiomp5 compete"),
+        ({"openmp": ("/a/libgomp.so.1", "/b/libiomp5.so")}, "/a/libgomp.so.1 and /b/libiomp5.so compete"),
+        ({"kernels": "none"}, "No kernels are compiled"),
         ({"cpu": slow_cpu(avx512=True)}, "no bfloat16"),
         ({"cpu": slow_cpu(bf16=True)}, "none of AVX-512"),
         ({"memory": Memory(64 * 10**9, 10**9, None)}, "More than half of the memory"),
@@ -60,8 +63,9 @@ def test_a_gpu_makes_processor_advice_needless() -> None:
     assert advise(replace(GOOD, cpu=slow_cpu(), accelerators=(gpu,), has_nvidia_driver=True)) == []
 
 
-def test_two_copies_of_one_openmp_are_no_reason_for_alarm() -> None:
-    assert advise(replace(GOOD, openmp=("/a/libgomp.so.1", "/b/libgomp-6a29c32d.so.1"))) == []
+def test_two_copies_of_one_openmp_have_threads_each() -> None:
+    (advice,) = advise(replace(GOOD, openmp=("/a/libgomp.so.1", "/b/libgomp-6a29c32d.so.1")))
+    assert "libgomp-6a29c32d.so.1 compete" in advice
 
 
 def test_models_that_fit_are_listed() -> None:
@@ -75,6 +79,8 @@ def test_description_has_every_row() -> None:
     assert rows["GPU"] == "Apple GPU (mps)"
     assert "hf auth login" in rows["hub token"]
     assert "60.0 GB available" in rows["memory"]
+    assert rows["kernels"] == "avx2 in use, of portable, avx2"
+    assert dict(describe(replace(GOOD, kernels="none")))["kernels"] == "not compiled; torch computes"
 
 
 def test_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +93,8 @@ def test_doctor_examines_this_machine(capsys: pytest.CaptureFixture[str], monkey
     assert set(found["cpu"]["features"]) == set(CPU_FEATURES)
     assert found["memory"]["total"] >= found["memory"]["available"] > 0
     assert found["torch"].startswith("2.")
+    assert found["kernels"] in (*found["kernel_choices"], "none")
+    assert len(found["openmp"]) <= 1
 
 
 def test_doctor_speaks_plainly(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,17 +86,6 @@ def test_memory_limit_is_the_smallest_above_us(files: dict[str, str], limit: int
     assert machine.memory_limit(fake_root(tmp_path, files)) == limit
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no /proc")
-def test_openmp_libraries_are_counted_once_each(tmp_path: Path) -> None:
-    maps = (
-        "7f00 r-xp 1 08:01 2 /a/libgomp.so.1\n7f01 r--p 1 08:01 2 /a/libgomp.so.1\n7f02 r-xp 1 08:01 3 /b/libiomp5.so\n"
-    )
-    assert machine.loaded_openmp_runtimes(fake_root(tmp_path, {"proc/self/maps": maps})) == [
-        "/a/libgomp.so.1",
-        "/b/libiomp5.so",
-    ]
-
-
 def test_start_is_read_past_a_name_with_spaces(tmp_path: Path) -> None:
     stat = "7 (a (b) c) S " + " ".join(str(field) for field in range(4, 22)) + " 500 1 2"
     root = fake_root(tmp_path, {"proc/self/stat": stat, "proc/uptime": "60.50 100.0"})

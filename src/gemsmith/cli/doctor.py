@@ -5,11 +5,10 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from gemsmith.cli.console import table, write, write_json
 from gemsmith.cli.flags import AsJson
-from gemsmith.cli.machine import Cpu, loaded_openmp_runtimes, memory_limit, read_cpu, total_memory
+from gemsmith.cli.machine import Cpu, memory_limit, read_cpu, total_memory
 from gemsmith.config import ARCHITECTURES, preset
 from gemsmith.weights.memory import available_bytes, in_gb, needed_bytes
 
@@ -40,6 +39,8 @@ class Machine:
         torch: Version with its build, such as "2.13.0+cpu".
         n_threads: Threads torch computes with.
         has_nvidia_driver: An NVIDIA driver is installed, whether or not torch can use it.
+        kernels: Instruction set the compiled kernels use, "none" without them.
+        kernel_choices: Those this processor can run.
         openmp: Paths of the OpenMP libraries loaded beside each other.
         disk_free: Bytes free where pulled models are kept.
         has_hub_token: A Hugging Face token is set or stored; the token itself is never shown.
@@ -53,6 +54,8 @@ class Machine:
     n_threads: int
     accelerators: tuple[Accelerator, ...]
     has_nvidia_driver: bool
+    kernels: str
+    kernel_choices: tuple[str, ...]
     openmp: tuple[str, ...]
     disk_free: int
     model_folder: str
@@ -79,6 +82,8 @@ def examine() -> Machine:
     import torch
     from huggingface_hub import get_token
 
+    from gemsmith.kernels import native
+    from gemsmith.kernels.openmp import loaded_runtimes
     from gemsmith.weights.catalog import hub_cache
 
     folder = hub_cache().absolute()
@@ -91,7 +96,9 @@ def examine() -> Machine:
         n_threads=torch.get_num_threads(),
         accelerators=_accelerators(),
         has_nvidia_driver=shutil.which("nvidia-smi") is not None,
-        openmp=tuple(loaded_openmp_runtimes()),
+        kernels=native.isa(),
+        kernel_choices=tuple(native.available()),
+        openmp=tuple(loaded_runtimes()),
         disk_free=shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free,
         model_folder=str(folder),
         has_hub_token=get_token() is not None,
@@ -115,6 +122,7 @@ def describe(machine: Machine) -> list[tuple[str, str]]:
         ("GPU", "; ".join(gpus) or "none that torch can use"),
         ("disk", f"{in_gb(machine.disk_free)} free in {machine.model_folder}"),
         ("hub token", "present" if machine.has_hub_token else "none (needed for gated models: hf auth login)"),
+        ("kernels", _kernel_words(machine)),
         ("OpenMP", f"{len(machine.openmp)} loaded: {', '.join(machine.openmp) or 'none'}"),
         ("fits in bfloat16", ", ".join(fitting_models(machine)) or "only pebble, the model in the box"),
     ]
@@ -132,10 +140,13 @@ def advise(machine: Machine) -> list[str]:
         advice.append(f"torch uses {machine.n_threads} of {usable} cores: unset OMP_NUM_THREADS or set it to {usable}.")
     if machine.n_threads > usable:
         advice.append(f"torch uses {machine.n_threads} threads on {usable} cores: set OMP_NUM_THREADS={usable}.")
-    kinds = {Path(path).name.split(".")[0].split("-")[0] for path in machine.openmp}
-    if len(kinds) > 1:
+    if machine.kernels == "none":
         advice.append(
-            f"{' and '.join(sorted(kinds))} compete for the cores: keep packages that bring their own OpenMP out."
+            "No kernels are compiled, so training takes the plain path: install a C++ compiler, then gemsmith."
+        )
+    if len(machine.openmp) > 1:
+        advice.append(
+            f"{' and '.join(machine.openmp)} compete for the cores: keep packages that bring their own OpenMP out."
         )
     if not machine.accelerators and not cpu.features["bf16"]:
         advice.append(
@@ -152,6 +163,19 @@ def advise(machine: Machine) -> list[str]:
         advice.append(
             f"A container grants {in_gb(machine.memory.limit)} of {in_gb(machine.memory.total)}: "
             "raise its limit for larger models."
+        )
+    return advice
+
+
+def _library_advice(machine: Machine) -> list[str]:
+    advice = []
+    if machine.kernels == "none":
+        advice.append(
+            "No kernels are compiled, so training takes the plain path: install a C++ compiler, then gemsmith."
+        )
+    if len(machine.openmp) > 1:
+        advice.append(
+            f"{' and '.join(machine.openmp)} compete for the cores: keep packages that bring their own OpenMP out."
         )
     return advice
 
@@ -182,6 +206,12 @@ def _accelerators() -> tuple[Accelerator, ...]:
     if torch.backends.mps.is_available():
         found.append(Accelerator("mps", "Apple GPU", None))
     return tuple(found)
+
+
+def _kernel_words(machine: Machine) -> str:
+    if machine.kernels == "none":
+        return "not compiled; torch computes"
+    return f"{machine.kernels} in use, of {', '.join(machine.kernel_choices)}"
 
 
 def _memory_words(n_bytes: int | None) -> str:

@@ -1,6 +1,5 @@
 """What this machine has, read from the operating system without torch."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -20,7 +19,6 @@ CPU_FEATURES = {
     "i8mm": ("i8mm", "hw.optional.arm.feat_i8mm"),
     "sve": ("sve",),
 }
-_OPENMP_NAMES = ("libgomp", "libiomp", "libomp")
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,6 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     """Return the bytes a container grants, None where that is no less than the machine has."""
     limits = [int(text) for text in _cgroup_texts(root, "memory.max", "memory.limit_in_bytes") if text.isdigit()]
     return min((limit for limit in limits if limit < total_memory()), default=None)
-
-
-def loaded_openmp_runtimes(root: Path = Path("/")) -> list[str]:
-    """List the OpenMP libraries this process has loaded; two of them fight over the cores."""
-    paths = _macos_images() if sys.platform == "darwin" else _text(root / "proc/self/maps").split()
-    found = {os.path.realpath(path) for path in paths if Path(path).name.startswith(_OPENMP_NAMES)}
-    return sorted(found)
 
 
 def peak_rss_bytes(root: Path = Path("/")) -> int:
@@ -141,13 +132,6 @@ def _fields(text: str) -> dict[str, str]:
 def _sysctl_listing() -> dict[str, str]:
     result = subprocess.run(["/usr/sbin/sysctl", "-a"], capture_output=True, text=True, check=False)
     return _fields(result.stdout)
-
-
-def _macos_images() -> list[str]:
-    """List the libraries the macOS loader has mapped into this process."""
-    loader = ctypes.CDLL(None)
-    loader._dyld_get_image_name.restype = ctypes.c_char_p
-    return [loader._dyld_get_image_name(index).decode() for index in range(loader._dyld_image_count())]
 
 
 def _text(path: Path) -> str:
