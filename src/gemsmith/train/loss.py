@@ -82,6 +82,13 @@ def plain_loss(
     return ((nll + spec.z_weight * normalizer.square()) * loss_mask).sum()
 
 
+def scratch_bytes(n_tokens: int, vocab_size: int, *, width: int, dtype: torch.dtype) -> int:
+    """Return what `chunked_loss` needs beside its inputs and their gradients, for a chunk of its own choice."""
+    n_scores = min(n_tokens, LossSpec().chunk_tokens(vocab_size, dtype.itemsize)) * vocab_size
+    of_head = min(_HEAD_BYTES, vocab_size * width * dtype.itemsize)
+    return n_scores * dtype.itemsize + 2 * of_head + 6 * 4 * min(_PIECE, n_scores)
+
+
 @dataclass(frozen=True)
 class _Scored:
     """Which tokens are asked for what, and how."""
