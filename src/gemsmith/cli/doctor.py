@@ -140,14 +140,7 @@ def advise(machine: Machine) -> list[str]:
         advice.append(f"torch uses {machine.n_threads} of {usable} cores: unset OMP_NUM_THREADS or set it to {usable}.")
     if machine.n_threads > usable:
         advice.append(f"torch uses {machine.n_threads} threads on {usable} cores: set OMP_NUM_THREADS={usable}.")
-    if machine.kernels == "none":
-        advice.append(
-            "No kernels are compiled, so training takes the plain path: install a C++ compiler, then gemsmith."
-        )
-    if len(machine.openmp) > 1:
-        advice.append(
-            f"{' and '.join(machine.openmp)} compete for the cores: keep packages that bring their own OpenMP out."
-        )
+    advice += _library_advice(machine)
     if not machine.accelerators and not cpu.features["bf16"]:
         advice.append(
             "The processor has no bfloat16 arithmetic (AVX512-BF16, AMX, Arm BF16), so models are computed in "
