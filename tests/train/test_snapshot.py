@@ -15,9 +15,11 @@ def test_training_leaves_a_snapshot_alone() -> None:
     state = train(new_state(), until=1)
     snapshot = Camera().take(state)
     before = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+    state.recent[0][0] = -1.0  # lists are copied too
     train(state, until=2)
     assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in before.items())
     assert snapshot.step == 1
+    assert snapshot.facts["state"]["recent"][0][0] > 0
 
 
 def test_every_snapshot_goes_into_the_same_memory() -> None:

@@ -136,7 +136,7 @@ def pretrain(
         raise UsageError("recipe must be a file; got none. Name one, such as recipes/pebble.toml.")
     data = recipe.parent if data is None else data
     if instead.prove_resume:
-        return _prove(recipe, data)
+        return _prove(recipe, data, dial=length.dial(), compute=choose_compute(compute))
     if out is None:
         raise UsageError("--out must name the run folder; got none. Choose a new one, or one to go on with.")
     length.check()
@@ -231,10 +231,10 @@ def _plot(out: Path) -> None:
         say(f"gemsmith: no plot.png: {error}")
 
 
-def _prove(recipe: Path, data: Path) -> int:
+def _prove(recipe: Path, data: Path, *, dial: "Dial", compute: "Compute") -> int:
     from gemsmith.recipes.prove import prove_resume
 
-    proof = prove_resume(recipe, data_dir=data, tell=lambda line: say(f"gemsmith: {line}"))
+    proof = prove_resume(recipe, data_dir=data, dial=dial, compute=compute, tell=lambda line: say(f"gemsmith: {line}"))
     write(str(proof))
     return 0 if proof.is_bit_equal else 1
 

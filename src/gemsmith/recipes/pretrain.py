@@ -18,7 +18,7 @@ from gemsmith.data.mixture import Batch, Mixture
 from gemsmith.data.prepared import SHARDS, is_prepared, prepare
 from gemsmith.data.vocabulary import Learning
 from gemsmith.errors import DataError, TrainingError
-from gemsmith.recipes.dial import Dial, derive, filled
+from gemsmith.recipes.dial import Derived, Dial, derive, filled
 from gemsmith.recipes.export import export
 from gemsmith.recipes.options import Compute, Options, RunView
 from gemsmith.recipes.recipe import Recipe, Table, read_table, to_recipe
@@ -67,10 +67,7 @@ def run(
         RunInterrupted: A signal stopped the run, which is saved.
     """
     budget = _budget(minutes, steps, options.dial)
-    table = _with_vocabulary(read_table(recipe_path), data_dir)
-    derived = derive(table, options.dial)
-    table = filled(table, derived)
-    recipe = to_recipe(table)
+    recipe, table, derived = completed(recipe_path, data_dir, options.dial)
     with lock_run(out):
         facts = {**options.machine, "compute": asdict(compute) | {"dtype": str(compute.dtype)}}
         facts["matrix_rate"] = options.matrix_rate
@@ -78,6 +75,14 @@ def run(
         dataset = _dataset(recipe, data_dir, out)
         state = _train(recipe, dataset, out, budget=budget, compute=compute, options=options)
         return export(recipe, state, dataset.tokenizer, out / MODEL_FOLDER)
+
+
+def completed(recipe_path: Path, data_dir: Path, dial: Dial) -> tuple[Recipe, Table, list[Derived]]:
+    """Return a recipe with what it leaves open, the same as a table, and the numbers that were derived."""
+    table = _with_vocabulary(read_table(recipe_path), data_dir)
+    derived = derive(table, dial)
+    table = filled(table, derived)
+    return to_recipe(table), table, derived
 
 
 def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,16 +16,18 @@ from typing import Any
 import torch
 
 from gemsmith.data.build import build_dataset
+from gemsmith.data.dataset import Dataset, open_dataset
 from gemsmith.data.forms import TEXT_FORMS
 from gemsmith.data.mixture import Mixture
-from gemsmith.data.prepared import SHARDS
+from gemsmith.data.prepared import SHARDS, VOCABULARY, is_prepared
 from gemsmith.data.sources import Source
 from gemsmith.data.vocabulary import Learning, given_vocabulary, learned_vocabulary
 from gemsmith.errors import TrainingError
+from gemsmith.recipes.dial import Dial
 from gemsmith.recipes.options import Compute, Options, RunView, Watcher
-from gemsmith.recipes.pretrain import run
-from gemsmith.recipes.recipe import SECTIONS, BatchSpec, Recipe, read_recipe
-from gemsmith.recipes.run_folder import render
+from gemsmith.recipes.pretrain import completed, run
+from gemsmith.recipes.recipe import SECTIONS, BatchSpec, Recipe
+from gemsmith.recipes.run_folder import RECIPE_FILE, render
 from gemsmith.train.checkpoint_files import checkpoints, read_checkpoint
 from gemsmith.train.difference import first_difference
 from gemsmith.train.kill_points import Kill, kill_points
@@ -35,7 +37,6 @@ from gemsmith.train.trace import TRACE_FILE, read_trace
 N_KILLS = 20
 _STEPS, _SAVE_EVERY = 10, 2
 _MEGABYTES = 1.0  # read of each source; one of them is cut so short that its epochs turn
-_PLAIN = Compute(torch.float32)
 _TIME_ALLOWED = 1800.0  # seconds one run may take
 _SLOW_IMPORTS = ("torch._dynamo",)  # by the first optimizer of a process, 1.4 s
 
@@ -63,19 +64,23 @@ def prove_resume(
     recipe_path: Path,
     *,
     data_dir: Path,
+    dial: Dial = Dial(),  # noqa: B008 (frozen)
     n_kills: int = N_KILLS,
     steps: int = _STEPS,
-    compute: Compute = _PLAIN,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
     tell: Callable[[str], None] = print,
 ) -> Proof:
     """Kill short runs of a recipe with SIGKILL, let each go on, and compare it with a run never killed.
 
     The runs have the recipe's model, vocabulary and optimizer, but few steps of few rows, over a part of the
-    texts in which epochs turn. Compared are weights, optimizers, random state and every counter of
+    texts in which epochs turn (a folder that `gemsmith data build` wrote is used whole). Compared are
+    weights, optimizers, random state and every counter of
     the last checkpoint, and for every step, also those that were made twice, the batches, the loss and
-    the norm of the gradient. Runs have one thread: sums of several may depend on their number.
+    the norm of the gradient. Every run has one thread and is not compiled.
 
     Args:
+        data_dir: Folder the recipe's paths start from, or one that was built.
+        dial: Parameters and tokens for what the recipe leaves open.
         n_kills: Fewer than 20 take some of the points.
         steps: Length of a run, at least 8, so that older checkpoints are removed.
         tell: Gets a line per kill.
@@ -86,7 +91,7 @@ def prove_resume(
     with tempfile.TemporaryDirectory(prefix="gemsmith-proof-") as name:
         proof = _Proof(Path(name), steps, compute)
         with _children() as start:
-            proof.prepare(read_recipe(recipe_path), data_dir)
+            proof.prepare(completed(recipe_path, data_dir, dial)[0], data_dir)
             tell(f"a run of {steps} steps that nobody kills")
             _expect(proof.train(start, "through"), 0, "that nobody kills")
             differences = []
@@ -108,23 +113,31 @@ class _Proof:
     def prepare(self, recipe: Recipe, data_dir: Path) -> None:
         """Write the shortened recipe and build its data once for all runs."""
         short = shortened(recipe, self.steps)
-        (self.place / "recipe.toml").write_text(render(_table(short), ()), encoding="utf-8")
+        if is_prepared(data_dir):
+            own = {source.name: source for source in recipe.sources}
+            sources = (replace(own[source.name], max_epochs=source.max_epochs) for source in short.sources)
+            short, dataset = replace(short, sources=tuple(sources)), open_dataset(data_dir / SHARDS)
+        else:
+            dataset = self._build(recipe, short.sources, data_dir)
+        (self.place / RECIPE_FILE).write_text(render(_table(short), ()), encoding="utf-8")
+        parts = {"n_processes": 1, "is_compiled": False, "micro_batch_tokens": short.batch.tokens // 2}
+        self.compute, self.data = replace(self.compute, **parts), dataset.folder.parent
+        self.recipe, self.mixture = short, dataset.mixture(short.sources, seed=short.batch.seed)
+
+    def _build(self, recipe: Recipe, sources: Sequence[Source], data_dir: Path) -> Dataset:
+        """Tokenize part of the texts with the vocabulary of all of them."""
         spec = recipe.vocabulary
         if spec.path is not None:
             tokenizer = given_vocabulary(data_dir / spec.path, size=spec.size)
         else:
-            learning = Learning(spec.size, spec.sample_megabytes)
-            tokenizer = learned_vocabulary(
-                recipe.sources, data_dir, folder=self.place / "vocabulary", learning=learning
-            )
-        dataset = build_dataset(short.sources, tokenizer, data_dir=data_dir, folder=self.place / "data" / SHARDS)
-        parts = {"n_processes": 1, "is_compiled": False, "micro_batch_tokens": short.batch.tokens // 2}
-        self.compute = replace(self.compute, **parts)
-        self.recipe, self.mixture = short, dataset.mixture(short.sources, seed=short.batch.seed)
+            learning, folder = Learning(spec.size, spec.sample_megabytes), self.place / VOCABULARY
+            tokenizer = learned_vocabulary(recipe.sources, data_dir, folder=folder, learning=learning)
+        return build_dataset(sources, tokenizer, data_dir=data_dir, folder=self.place / "data" / SHARDS)
 
     def train(self, start: Callable[..., int], out: str, *, die_at: str = "", n_data_workers: int = 0) -> int:
         """Train in a process of its own, as far as it comes; return its exit status."""
-        return start(self.place, out, self.steps, self.compute, die_at, n_data_workers)
+        compute = replace(self.compute, n_data_workers=n_data_workers)
+        return start(self.place, self.data, self.place / out, self.steps, compute, die_at)
 
     def difference(self, start: Callable[..., int], kill: Kill) -> str | None:
         """Kill a run, let it go on, and say what differs from the run that nobody killed."""
@@ -224,19 +237,13 @@ def _children() -> Iterator[Callable[..., int]]:
     yield start
 
 
-def _train(place: Path, out: str, steps: int, compute: Compute, die_at: str, n_data_workers: int) -> None:
+def _train(place: Path, data_dir: Path, out: Path, steps: int, compute: Compute, die_at: str) -> None:
     """Train in this process, one thread, to the end or to the point it dies at."""
     torch.set_num_threads(1)
     if die_at:
         os.environ["GEMSMITH_DIE_AT"] = die_at
-    run(
-        place / "recipe.toml",
-        data_dir=place / "data",
-        out=place / out,
-        steps=steps,
-        compute=replace(compute, n_data_workers=n_data_workers),
-        options=Options(save_every_steps=_SAVE_EVERY, trace=place / out / TRACE_FILE, watchers=_dice),
-    )
+    options = Options(save_every_steps=_SAVE_EVERY, trace=out / TRACE_FILE, watchers=_dice)
+    run(place / RECIPE_FILE, data_dir=data_dir, out=out, steps=steps, compute=compute, options=options)
 
 
 def _dice(view: RunView) -> list[Watcher]:

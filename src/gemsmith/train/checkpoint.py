@@ -208,21 +208,3 @@ def _is_whole(folder: Path) -> bool:
         _say.error("checkpoint is damaged: %s It is kept as %s; the one before it is taken.", error, place.name)
         return False
     return True
-
-
-def save_checkpoint(run: Path, state: TrainState, *, identity: Mapping[str, str], keep: int = 2) -> Path:
-    """Write one checkpoint at once and return it; the newest `keep` stay."""
-    final = write_checkpoint(run, Camera().take(state), identity=identity)
-    prune(run, Keep(keep))
-    return final
-
-
-def load_checkpoint(folder: Path, state: TrainState, *, identity: Mapping[str, str]) -> None:
-    """Put one checkpoint into `state`.
-
-    Raises:
-        CheckpointError: A file changed since it was written, or the run is made of something else now.
-    """
-    check_whole(folder)
-    check_identity(folder, identity)
-    restore(state, read_checkpoint(folder))

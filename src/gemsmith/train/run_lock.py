@@ -31,10 +31,12 @@ def lock_run(out: Path) -> Iterator[None]:
 
     Raises:
         TrainingError: Another run works in the folder.
+        CheckpointError: Somebody else may have prepared the folder.
     """
     import fcntl  # here, since Windows has none and imports this module too
 
     out.mkdir(parents=True, exist_ok=True)
+    check_owner(out)
     handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """A copy of a run's state that training cannot change any more: named tensors, and facts for JSON."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -48,7 +49,7 @@ class Camera:
             if held is None or (held.shape, held.dtype) != (tensor.shape, tensor.dtype):
                 held = self.memory[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
             held.copy_(tensor)
-        return Snapshot(dict(self.memory), state_facts(state))
+        return Snapshot(dict(self.memory), deepcopy(state_facts(state)))
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
