@@ -34,6 +34,8 @@ _SIGNATURES = {
     "loss_and_gradient": "ppppnnffi",
     "adamw": "ppppnfffffffi",
     "sum_of_squares": "ppni",
+    "attention": "p",
+    "attention_backward": "p",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 
