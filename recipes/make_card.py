@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import gemsmith as gs
+from gemsmith.data.sources import check_shipping
 from gemsmith.recipes.recipe import Recipe, read_recipe
 
 TEXTS = (
@@ -43,8 +44,9 @@ SHARE_ALIKE = ("CC-BY-SA", "CDLA-Sharing")
 
 
 def main(recipe_path: Path, run: Path, model: Path, slices: Path | None) -> None:
-    """Write MODEL/README.md."""
+    """Write MODEL/README.md; a folder with a card is one to give away, so sources must allow it."""
     recipe = read_recipe(recipe_path)
+    check_shipping(recipe.sources)
     lm = gs.load(str(model))
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     parts = (

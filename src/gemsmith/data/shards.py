@@ -1,10 +1,8 @@
 """Tokenized sources: ids end to end, which of them count in the loss, and where documents begin."""
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -109,27 +107,3 @@ def build_shard(documents: Iterable[Tokenized], *, is_chat: bool) -> Shard:
     token_ids = np.concatenate([np.array(ids, kind) for ids, _ in rows])
     scored = np.concatenate([np.array(mask, np.bool_) for _, mask in rows])
     return Shard(token_ids, scored, np.cumsum([0, *(len(ids) for ids, _ in rows)]), is_chat)
-
-
-def cached_shard(folder: Path, name: str, stamp: Mapping[str, object], build: Callable[[], Shard]) -> Shard:
-    """Return the shard of a source from `folder`, building it when it is missing or made from something else.
-
-    Args:
-        stamp: What the shard depends on; stored beside it and compared.
-    """
-    info_path = folder / f"{name}.json"
-    if info_path.is_file():
-        info = json.loads(info_path.read_text())
-        if info.pop("is_chat") is not None and info["stamp"] == dict(stamp):
-            return _read(folder, name)
-    shard = build()
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("token_ids", "scored", "offsets"):
-        np.save(folder / f"{name}.{part}.npy", getattr(shard, part))
-    info_path.write_text(json.dumps({"stamp": dict(stamp), "is_chat": shard.is_chat}))
-    return shard
-
-
-def _read(folder: Path, name: str) -> Shard:
-    arrays = {part: np.load(folder / f"{name}.{part}.npy") for part in ("token_ids", "scored", "offsets")}
-    return Shard(**arrays, is_chat=json.loads((folder / f"{name}.json").read_text())["is_chat"])
