@@ -34,13 +34,13 @@ def alone(batch: Batch) -> list[Batch]:
         for document in batch.documents[row].unique():
             here = batch.documents[row] == document
             if batch.loss_mask[row, here].any():
-                parts.append(Batch(*(_tensor(batch, name)[row, here][None] for name in _NAMES)))
+                parts.append(Batch(*(_tensor(batch, name)[row, here][None] for name in _NAMES)))  # pyright: ignore[reportArgumentType]
     return [Batch(p.token_ids, p.targets, p.loss_mask, p.documents * 0, p.positions) for p in parts]
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:
     """Return the rows of several batches as one."""
-    return Batch(*(torch.cat([_tensor(batch, name) for batch in batches]) for name in _NAMES))
+    return Batch(*(torch.cat([_tensor(batch, name) for batch in batches]) for name in _NAMES))  # pyright: ignore[reportArgumentType]
 
 
 def _tensor(batch: Batch, name: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ from gemsmith.errors import MemoryLimitError
 from gemsmith.train.initial import initial_weights
 from gemsmith.train.memory import StepLoad, check_memory, training_bytes
 from gemsmith.train.optimizer import OptimizerSpec, build_optimizers, update
+from gemsmith.weights.memory import in_gb
 from tiny import tiny_config
 
 _LOCAL = LayerSpec("local", 4, 2, 64, 1024, attn_scale=64**-0.5, window=64, attn_softcap=50.0)
@@ -64,8 +65,8 @@ def test_smaller_micro_batches_are_named_first() -> None:
     enough = training_bytes(SMALL, SPEC, load=replace(LOAD, n_rows=2, n_micro_batches=4)).total
     with pytest.raises(
         MemoryLimitError,
-        match=rf"got {needed.total / 1e6:.1f} MB needed \(weights \d+\.\d MB, gradients .*loss .*\) and "
-        rf"{enough / 1e6:.1f} MB free\. Set micro_batch_tokens to 128; the step stays the same\.",
+        match=rf"got {in_gb(needed.total)} needed \(weights \d+\.\d MB, gradients .*loss .*\) and "
+        rf"{in_gb(enough)} free\. Set micro_batch_tokens to 128; the step stays the same\.",
     ):
         check_memory(SMALL, SPEC, load=LOAD, available=enough)
 
