@@ -6,8 +6,10 @@ import lzma
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gemsmith.data.documents import held_out, read_documents
+from gemsmith.data.documents import Document, _letters, held_out, read_documents
 from gemsmith.data.readers import read_rows, read_texts
 from gemsmith.data.stories import fable_request, story_request
 from gemsmith.errors import DataError
@@ -124,3 +126,17 @@ def test_requests_name_who_the_story_is_about() -> None:
     assert story_request("It rained.") == ()
     assert "about an angry owl" in fable_request("Fable:\n - Main Character: a angry owl\n - Setting", "Text")[0][1]
     assert fable_request("no character", "Text") == ()
+
+
+@given(st.text())
+def test_key_is_what_is_letter_or_digit(text: str) -> None:
+    assert _letters(text) == "".join(c for c in text.casefold() if c.isalnum())
+
+
+def test_documents_differ_alike_in_case_spaces_and_unicode_form_only() -> None:
+    one = Document("One Caf\u00e9,\n two.", "")
+    assert one.alike() == Document(" one cafe\u0301, TWO.", "").alike()
+    assert one.alike() != Document("One Café; two.", "").alike()
+    asked, told = Document("", "", (("user", "Hi"),)), Document("Hi", "")
+    assert asked.alike() != told.alike()
+    assert one.sha256() != Document("One Caf\u00e9, two.", "").sha256()
