@@ -90,6 +90,16 @@ def test_network_too_large_for_the_machine_is_refused() -> None:
         check_memory(SMALL, SPEC, load=LOAD, available=50_000_000)
 
 
+def test_network_beyond_the_machine_is_not_tried_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_args: object) -> None:
+        raise AssertionError("a pass was made")
+
+    monkeypatch.setattr("gemsmith.train.memory._row_bytes", forbidden)
+    monster = SMALL.replace(d_model=100_000)
+    with pytest.raises(MemoryLimitError, match=r"got \d+\.\d GB needed .* and 8\.0 GB free\. No setting would do"):
+        check_memory(monster, SPEC, load=LOAD, available=8_000_000_000)
+
+
 _PEAK = """
 import json, sys
 import torch

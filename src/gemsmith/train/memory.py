@@ -1,6 +1,7 @@
 """What training a network needs in memory, part by part, and whether this machine has it."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,14 +100,16 @@ def check_memory(
         MemoryLimitError: It does not fit; the setting that helps is named.
     """
     available = available_bytes() if available is None else available
-    of_row = _row_bytes(config, load)
-    needed = _add_up(config, spec, load=load, of_row=of_row)
-    if needed.total <= available:
-        return needed
-    good = (
-        words for other, words in _remedies(load) if _add_up(config, spec, load=other, of_row=of_row).total <= available
-    )
+    needs, of_row = partial(_add_up, config, spec), _RowBytes(0, 0, 0, 0)
+    remedies = _remedies(load)
+    # A network beyond the machine, even without activations, must not be tried on it.
+    if min(needs(load=other, of_row=of_row).total for other in (load, *(other for other, _ in remedies))) <= available:
+        of_row = _row_bytes(config, load)
+        if (needed := needs(load=load, of_row=of_row)).total <= available:
+            return needed
+    good = (words for other, words in remedies if needs(load=other, of_row=of_row).total <= available)
     advice = next(good, "No setting would do: choose a smaller network or a machine with more.")
+    needed = needs(load=load, of_row=of_row)
     raise MemoryLimitError(
         f"training must fit into memory; got {in_gb(needed.total)} needed ({needed}) and {in_gb(available)} free. "
         f"{advice}"
