@@ -14,7 +14,11 @@ from corpora import sentences, write_corpora, write_lines
 from gemsmith.data.build import BuildSpec, build_dataset
 from gemsmith.data.dataset import Dataset
 from gemsmith.data.documents import held_out
+from gemsmith.data.index import Origin
+from gemsmith.data.shard_writer import ShardWriter
+from gemsmith.data.shards import id_type
 from gemsmith.data.sources import Source, source_documents
+from gemsmith.data.survey import survey, surveyed
 from gemsmith.data.tokenize import tokenize
 from gemsmith.data.vocabulary import given_vocabulary
 from gemsmith.errors import DataError, StorageError, TokenizerError
@@ -278,6 +282,38 @@ def test_vocabulary_that_lacks_bytes_is_refused(tmp_path: Path) -> None:
 def test_texts_need_no_turn_markers(tmp_path: Path) -> None:
     sources = [source for source in write_corpora(tmp_path) if source.name != "chats"]
     build_dataset(sources, without("<end_of_turn>"), data_dir=tmp_path, folder=tmp_path / "built")
+
+
+def test_what_a_killed_build_left_is_cleared(tmp_path: Path) -> None:
+    sources = write_corpora(tmp_path)
+    left = tmp_path / ".built.building"
+    left.mkdir()
+    (left / "stories.00000.tokens").write_bytes(b"half")
+    (tmp_path / ".built.old").mkdir()
+    dataset = build(tmp_path, sources)
+    assert "half" not in (dataset.folder / "stories.00000.tokens").read_bytes().decode("latin-1")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_large_vocabularies_take_four_bytes_an_id(tmp_path: Path) -> None:
+    assert (id_type(65_536), id_type(65_537), id_type(256_000)) == (np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u4"))
+    record = Origin(0, 1, bytes(32))
+    writer = ShardWriter(tmp_path, "a", id_type(256_000), has_mask=False)
+    writer.add(np.array([255_999, 1], np.uint32), None, record)
+    (shard,) = writer.close()
+    assert np.fromfile(tmp_path / shard.file("tokens"), "<u4").tolist() == [255_999, 1]
+    assert (shard.max_id, shard.n_tokens) == (255_999, 2)
+
+
+def test_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    source = Source("a", "a.jsonl", "x", 1.0)
+    for rows, later in (([{"text": "one"}], [{"text": "one"}, {"text": "two"}]), ([{"text": "one"}] * 2, [])):
+        write_lines(tmp_path / "a.jsonl", rows)
+        files = source.files(tmp_path)
+        fates = survey([source], {"a": files}).fates["a"]
+        write_lines(tmp_path / "a.jsonl", later)
+        with pytest.raises(DataError, match="source 'a' must not change while it is read"):
+            list(surveyed(source, files, fates))
 
 
 MEASURE = """

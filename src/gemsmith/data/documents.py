@@ -12,7 +12,6 @@ from gemsmith.data.forms import FORMS, Turns
 from gemsmith.data.readers import BinaryFileError, Row, SourceFile, read_numbered, read_whole, text_of
 from gemsmith.errors import DataError
 
-
 # What str.isalnum denies, in one call for a whole text.
 _NO_LETTERS = re.compile(r"[\W_]+")
 
