@@ -24,11 +24,13 @@ from gemsmith.recipes.options import Compute, Options, RunView
 from gemsmith.recipes.recipe import Recipe, Table, read_table, to_recipe
 from gemsmith.recipes.run_folder import LOG_FILE, MODEL_FOLDER, begin, digest
 from gemsmith.train.checkpoint import Checkpointer, Every
+from gemsmith.train.checkpoint_files import known_identity, refuse_changes
 from gemsmith.train.cost import token_cost
 from gemsmith.train.initial import initial_weights
 from gemsmith.train.journal import Journal, Pace
 from gemsmith.train.loop import Accumulate, Budget, LossFn, StepReport, TrainState, accumulate, fit
 from gemsmith.train.loss import LossSpec
+from gemsmith.train.memory import StepLoad, check_memory
 from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
 from gemsmith.train.run_lock import lock_run
@@ -63,12 +65,17 @@ def run(
     Raises:
         TrainingError: None or several lengths are given, or they are not above 0.
         DataError: The recipe or its data cannot be used.
+        MemoryLimitError: The run cannot fit; the setting that helps is named.
         CheckpointError: Another recipe, vocabulary or dataset was trained on in `out`.
         RunInterrupted: A signal stopped the run, which is saved.
     """
     budget = _budget(minutes, steps, options.dial)
     recipe, table, derived = completed(recipe_path, data_dir, options.dial)
+    check_memory(recipe.model.config(recipe.vocabulary.size), recipe.optimizer, load=step_load(recipe, compute))
     with lock_run(out):
+        if known := known_identity(out):  # said before the folder's vocabulary and shards are made anew
+            model = _model_hash(recipe.model.config(recipe.vocabulary.size))
+            refuse_changes({"model": known.get("model", "")}, {"model": model}, place=out)
         facts = {**options.machine, "compute": asdict(compute) | {"dtype": str(compute.dtype)}}
         facts["matrix_rate"] = options.matrix_rate
         begin(out, recipe_path, recipe=recipe, table=table, derived=derived, facts=facts)
@@ -83,6 +90,21 @@ def completed(recipe_path: Path, data_dir: Path, dial: Dial) -> tuple[Recipe, Ta
     derived = derive(table, dial)
     table = filled(table, derived)
     return to_recipe(table), table, derived
+
+
+def step_load(recipe: Recipe, compute: Compute) -> StepLoad:
+    """Return what a step of this recipe computes at one time, and how."""
+    row = max(recipe.batch.row, recipe.batch.late_row)
+    n_tokens = min(recipe.batch.tokens, compute.micro_batch_tokens or recipe.batch.tokens)
+    n_rows = max(compute.n_processes, n_tokens // row)
+    return StepLoad(
+        n_rows,
+        row,
+        -(-recipe.batch.tokens // (n_rows * row)),
+        compute.dtype,
+        is_recomputed=compute.is_recomputed,
+        n_processes=compute.n_processes,
+    )
 
 
 def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:
@@ -206,9 +228,13 @@ def _dataset(recipe: Recipe, data_dir: Path, out: Path) -> Dataset:
     return dataset
 
 
+def _model_hash(config: ModelConfig) -> str:
+    return hashlib.sha256(repr(config).encode()).hexdigest()
+
+
 def _identity(recipe: Recipe, config: ModelConfig, dataset: Dataset) -> dict[str, str]:
     return {
-        "model": hashlib.sha256(repr(config).encode()).hexdigest(),
+        "model": _model_hash(config),
         "vocabulary": dataset.index.vocabulary.sha256,
         "data": dataset.fingerprint,
         "recipe": digest(recipe),

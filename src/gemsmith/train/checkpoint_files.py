@@ -6,6 +6,7 @@ RUN/.step_00000400.part/    being written     RUN/.step_00000400.old/   being re
 RUN/.step_00000400.gone/    being removed
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -101,17 +102,33 @@ def check_whole(folder: Path) -> None:
         )
 
 
+def known_identity(run: Path) -> Mapping[str, str]:
+    """Return what the newest readable checkpoint of a run folder was made from; nothing where there is none."""
+    for folder in reversed(checkpoints(run)):
+        with contextlib.suppress(CheckpointError, OSError, KeyError):  # damaged: resuming deals with it
+            return _lineage(folder)["identity"]
+    return {}
+
+
 def check_identity(folder: Path, identity: Mapping[str, str]) -> None:
     """Compare what a checkpoint was made from with what the run is made of now.
 
     Raises:
         CheckpointError: They differ; everything that does is named.
     """
-    before = _lineage(folder)["identity"]
-    if changed := [name for name in {**identity, **before} if identity.get(name) != before.get(name)]:
-        hashes = "; ".join(f"{n} {str(identity.get(n))[:12]!r} instead of {str(before.get(n))[:12]!r}" for n in changed)
+    refuse_changes(_lineage(folder)["identity"], identity, place=folder)
+
+
+def refuse_changes(before: Mapping[str, str], now: Mapping[str, str], *, place: Path) -> None:
+    """Compare two identities.
+
+    Raises:
+        CheckpointError: They differ; everything that does is named.
+    """
+    if changed := [name for name in {**now, **before} if now.get(name) != before.get(name)]:
+        hashes = "; ".join(f"{n} {str(now.get(n))[:12]!r} instead of {str(before.get(n))[:12]!r}" for n in changed)
         raise CheckpointError(
-            f"{' and '.join(changed)} must be what the checkpoint was made with; got {hashes} for {str(folder)!r}. "
+            f"{' and '.join(changed)} must be what the checkpoint was made with; got {hashes} for {str(place)!r}. "
             "Start a new run in another folder, or put the old state back."
         )
 
