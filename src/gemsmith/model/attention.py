@@ -46,6 +46,7 @@ class Pass:
         self._angles: dict[tuple[int, float, float], tuple[Tensor, Tensor]] = {}
         self._plans: dict[tuple[int | None, int], list[Block]] = {}
         self._places: dict[int, Int[Tensor, " T"]] = {}
+        self._first_keys: dict[int | None, Int[Tensor, " T"]] = {}
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def angles(self, spec: LayerSpec) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
@@ -74,6 +75,23 @@ class Pass:
         keys[where] = k.to(keys.dtype)
         values[where] = v.to(values.dtype)
         self._kept[index] = (keys, values)
+
+    def forget(self, index: int) -> None:
+        """Let go of what layer `index` kept, unless it lies in the cache anyway."""
+        if self.cache is None:
+            del self._kept[index]
+
+    def first_keys(self, window: int | None) -> Int[Tensor, " T"] | None:
+        """Return the first place on the flat axis that each token may see in layers of this window.
+
+        With nothing cached, no spans and one direction, a token sees the places from there to its own,
+        so this says what a mask would. None where it would not.
+        """
+        if self.cache is not None or self.layout.spans is not None or self.layout.direction != "causal":
+            return None
+        if window not in self._first_keys:
+            self._first_keys[window] = self.layout.first_keys(window)
+        return self._first_keys[window]
 
     def kept(self, index: int) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
         """Return the keys and values of layer `index`: the cache's, or this pass's own."""
@@ -152,6 +170,7 @@ class Attention(nn.Module):
         super().__init__()
         spec = config.layers[index]
         self.spec, self.source = spec, index if spec.kv_source is None else spec.kv_source
+        self.is_read_again = any(layer.kv_source == index for layer in config.layers)
         d_query, d_key = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         self.q_proj = Linear(config.d_model, d_query, dtype=dtype, device=device)
         self.o_proj = Linear(d_query, config.d_model, dtype=dtype, device=device)
@@ -175,14 +194,20 @@ class Attention(nn.Module):
             k = self.k_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
             v = self.v_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
             step.keep(self.source, ops.rotate(k if self.k_norm is None else self.k_norm(k), angles), v)
-        return self.o_proj(self._read(q, step).flatten(1), adapters)
+        read = self._read(q, step).flatten(1)
+        if spec.kv_source is None and not self.is_read_again:
+            step.forget(self.source)
+        return self.o_proj(read, adapters)
 
     def _read(self, q: Float[Tensor, "T N H"], step: Pass) -> Float[Tensor, "T N H"]:
         """Return the values each query collects, block by block of the plan."""
         cap = self.spec.attn_softcap
         scale = 1.0 if cap is None else cap  # what is left of the scale, see forward
-        rows = q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
         keys, values = step.kept(self.source)
+        if ops.has_ranged_attention(q, keys) and (first := step.first_keys(self.spec.window)) is not None:
+            k, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # T K H, as they were kept
+            return ops.ranged_attention(q, k, v, first, scale=scale, cap=cap)
+        rows = q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
         outputs, done = [], 0
         for block in step.plan(self.spec.window, keys.shape[2]):
             if block.queries.start > done:  # filler tokens in between see nothing

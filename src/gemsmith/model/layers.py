@@ -98,8 +98,14 @@ class Block(nn.Module):
         parts = cast(dict[str, nn.Module], self._modules)
         for before, body, after in self.steps:
             y = parts[body](parts[before](x), step)
-            x = x + (y if after is None else parts[after](y))
+            x = x + y if after is None else _norm_add(x, y, cast(RMSNorm, parts[after]))
         return x
+
+
+def _norm_add(x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], norm: RMSNorm) -> Float[Tensor, "T D"]:
+    """Return x + norm(y), in one pass over memory unless someone looks at the norm itself."""
+    is_watched = bool(norm._forward_hooks or norm._forward_pre_hooks)
+    return x + norm(y) if is_watched else norm.added(x, y)
 
 
 def build_layer(config: ModelConfig, index: int, *, dtype: torch.dtype | None = None, device: Device = None) -> Block:

@@ -20,3 +20,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*T D"]) -> Float[Tensor, "*T D"]:
         """Return the normalized rows in the dtype of x."""
         return ops.rms_norm(x, self.weight, self.eps)
+
+    def added(self, residual: Float[Tensor, "*T D"], y: Float[Tensor, "*T D"]) -> Float[Tensor, "*T D"]:
+        """Return the residual plus the normalized rows of y."""
+        return ops.norm_add(residual, y, self.weight, self.eps)

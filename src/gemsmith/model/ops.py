@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gemsmith.kernels import blocked_attention, packed_linear, rounded_linear
+from gemsmith.kernels import blocked_attention, fused_geglu, fused_norm, fused_rope, packed_linear, rounded_linear
+from gemsmith.kernels import ranged_attention as ranged
 
 _only_plain = False
 
@@ -39,7 +40,7 @@ def linear(x: Float[Tensor, "*T d_in"], weight: Float[Tensor, "d_out d_in"]) -> 
     return F.linear(x, weight) if weight.dtype == x.dtype else rounded_linear.linear(x, weight)
 
 
-def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:
+def plain_rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:
     """Return x / rms(x) * (1 + weight), computed in float32 and cast once, at the end.
 
     Source: RMSNorm, arXiv:1910.07467; the offset of one is Gemma's: stored weights lie around 0.
@@ -49,12 +50,35 @@ def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) 
     return (wide * scale * (1.0 + weight.float())).to(x.dtype)
 
 
-def gated_gelu(gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
+def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:
+    """Return what plain_rms_norm returns, by the fastest way there is for these tensors."""
+    if not _only_plain and fused_norm.is_suitable(x, weight):
+        return fused_norm.rms_norm(x, weight, eps)
+    return plain_rms_norm(x, weight, eps)
+
+
+def norm_add(
+    residual: Float[Tensor, "*T D"], y: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float
+) -> Float[Tensor, "*T D"]:
+    """Return residual + rms_norm(y, weight, eps), the norm rounded to its dtype before the sum."""
+    if not _only_plain and fused_norm.is_suitable(y, weight):
+        return fused_norm.norm_add(residual, y, weight, eps)
+    return residual + plain_rms_norm(y, weight, eps)
+
+
+def plain_gated_gelu(gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
     """Return gelu(gate) * up with the tanh form of GELU, which is Gemma's whatever its files say.
 
     Source: GLU variants, arXiv:2002.05202; GELU, arXiv:1606.08415, section 2.
     """
     return F.gelu(gate, approximate="tanh") * up
+
+
+def gated_gelu(gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
+    """Return what plain_gated_gelu returns, by the fastest way there is for these tensors."""
+    if not _only_plain and fused_geglu.is_suitable(gate, up):
+        return fused_geglu.gated_gelu(gate, up)
+    return plain_gated_gelu(gate, up)
 
 
 def softcap(scores: Float[Tensor, "*S"], cap: float | None) -> Float[Tensor, "*S"]:
@@ -80,7 +104,7 @@ def rope_angles(
     return angles.cos(), angles.sin()
 
 
-def rotate(
+def plain_rotate(
     x: Float[Tensor, "T heads H"],
     angles: tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]],
     *,
@@ -92,6 +116,18 @@ def rotate(
         cos, sin = cos * factor, sin * factor
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def rotate(
+    x: Float[Tensor, "T heads H"],
+    angles: tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]],
+    *,
+    factor: float = 1.0,
+) -> Float[Tensor, "T heads H"]:
+    """Return what plain_rotate returns, by the fastest way there is for these tensors."""
+    if not _only_plain and fused_rope.is_suitable(x):
+        return fused_rope.rotate(x, angles, factor=factor)
+    return plain_rotate(x, angles, factor=factor)
 
 
 def embedding_scale(d_model: int, dtype: torch.dtype) -> Float[Tensor, ""]:
@@ -126,6 +162,24 @@ def plain_attention(
     if mask is not None:
         weights = weights.masked_fill(~mask[:, None], 0.0)
     return torch.einsum("bnts,bnsh->btnh", weights.to(v.dtype), values)
+
+
+def has_ranged_attention(q: Float[Tensor, "T N H"], k: Float[Tensor, "n K S H"]) -> bool:
+    """Tell whether ranged_attention, which is a kernel alone, serves tensors such as these."""
+    return not _only_plain and ranged.is_suitable(q, k[0].transpose(0, 1))
+
+
+def ranged_attention(
+    q: Float[Tensor, "T N H"],
+    k: Float[Tensor, "T K H"],
+    v: Float[Tensor, "T K H"],
+    first: Int[Tensor, " T"],
+    *,
+    scale: float,
+    cap: float | None,
+) -> Float[Tensor, "T N H"]:
+    """Return plain_attention on one flat axis, where token t sees the places first[t] to t, none if first[t] > t."""
+    return ranged.attention(q, k, v, first, scale=scale, cap=cap)
 
 
 def attention(
