@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gemsmith.data.sources import Source
@@ -15,7 +16,7 @@ def sentences(seed: int, n_words: int = 60) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(n_words)).capitalize() + "."
 
 
-def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
+def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -24,7 +25,7 @@ def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
 def write_corpora(folder: Path) -> list[Source]:
     """Write four sources and return them: stories, chats, a folder of code, and a Markdown file."""
     stories = [sentences(seed) for seed in range(120)]
-    rows: list[dict[str, object]] = [{"text": text} for text in stories]
+    rows = [{"text": text} for text in stories]
     rows.insert(50, {"text": stories[3].upper().replace(" ", "  ")})  # line 51 repeats line 4
     write_lines(folder / "stories.jsonl", rows)
     chats = [

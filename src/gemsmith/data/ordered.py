@@ -49,8 +49,8 @@ def ordered_map(
                 yield _first(waiting)
         except BrokenProcessPool as error:
             raise DataError(
-                f"every process of a build must live; got one of {n_workers} that ended. Was memory short? "
-                "Build again with fewer workers."
+                f"every process of a build must live; got one of {n_workers} that ended. Look for its message above; "
+                "build again with fewer workers if memory was short, and from a script below its main guard."
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
