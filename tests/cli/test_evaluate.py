@@ -40,3 +40,16 @@ def test_another_field_can_be_measured(folder: Path, texts: Path, capsys: pytest
 def test_a_missing_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "bpb", str(folder), "nowhere.jsonl"]) == 1
     assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_several_files_have_a_line_each(folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "bpb", str(folder), str(texts), str(texts), "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == second
+    assert main(["eval", "bpb", str(folder), str(texts), str(texts)]) == 0
+    assert capsys.readouterr().out.count(str(texts)) == 2
+
+
+def test_a_call_without_a_file_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "bpb", str(folder)]) == 2
+    assert "must have a file of texts; got none" in capsys.readouterr().err
