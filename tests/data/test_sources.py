@@ -30,6 +30,12 @@ def test_held_out_is_a_percentage(percent: float) -> None:
         Source("a", "a", "MIT", 1.0, held_out=percent)
 
 
+@pytest.mark.parametrize("pattern", ["", "/etc/*", "../*", "a/../../b"])
+def test_patterns_stay_below_the_path(pattern: str) -> None:
+    with pytest.raises(DataError, match=f"below the source's path; got {pattern!r}".replace("*", r"\*")):
+        Source("a", "a", "MIT", 1.0, include=(pattern,))
+
+
 def test_sample_takes_even_steps_by_share(tmp_path: Path) -> None:
     """Against the list of all pieces, from which every so many is taken."""
     sources = write_corpora(tmp_path)

@@ -70,6 +70,13 @@ class Source:
                 "Correct the recipe."
             )
 
+        for pattern in self.include:
+            if not pattern or pattern.startswith("/") or ".." in pattern.split("/"):
+                raise DataError(
+                    f"include must be patterns below the source's path; got {pattern!r} in source {self.name!r}. "
+                    'Write one such as "**/*.py".'
+                )
+
     def weight(self, *, is_late: bool) -> float:
         """Return the share of the main or of the last part of a run."""
         return self.late_share if is_late and self.late_share >= 0 else self.share
