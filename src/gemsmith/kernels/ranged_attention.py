@@ -71,7 +71,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor, scale: float, cap: 
     return out, logsumexp
 
 
-def _backward(
+def _backward(  # noqa: PLR0913
     grad: Tensor,
     q: Tensor,
     k: Tensor,
