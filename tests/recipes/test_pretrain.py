@@ -9,7 +9,7 @@ import torch
 
 from gemsmith.data.prepared import prepare
 from gemsmith.data.vocabulary import Learning
-from gemsmith.errors import CheckpointError, DataError, TrainingError
+from gemsmith.errors import CheckpointError, DataError, MemoryLimitError, TrainingError
 from gemsmith.recipes.options import Compute, Options
 from gemsmith.recipes.pretrain import next_batches, run
 from gemsmith.recipes.recipe import read_recipe
@@ -138,6 +138,13 @@ def test_minutes_of_a_running_run_can_be_shortened(place: Path) -> None:
     (out / "minutes").write_text("0.0001")
     run(place / "recipe.toml", data_dir=place, out=out, minutes=1000.0, compute=PLAIN)
     assert (out / "step_00000010").is_dir()
+
+
+def test_run_that_cannot_fit_is_refused_before_it_begins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemsmith.train.memory.available_bytes", lambda: 1_000_000)
+    with pytest.raises(MemoryLimitError, match=r"and 1\.0 MB free\. No setting would do"):
+        train(place, "run", 1)
+    assert not (place / "run").exists()
 
 
 def test_changed_recipe_does_not_continue_a_run(place: Path) -> None:

@@ -56,7 +56,9 @@ def test_gradient_is_that_of_the_mean_over_all_targets() -> None:
     report, update = learned(plain_state(), UNEQUAL)
     weights = initial_weights(CONFIG, seed=0)
     n_targets = sum(int(batch.loss_mask.sum()) for batch in UNEQUAL)
-    torch.stack([LOSS(weights, batch) for batch in UNEQUAL]).sum().div(n_targets).backward()
+    mean = torch.stack([LOSS(weights, batch) for batch in UNEQUAL]).sum() / n_targets
+    mean.backward()
+    assert report.nll == pytest.approx(float(mean.detach()), rel=1e-6)
     wanted = torch.cat(
         [torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights.values()]
     )
