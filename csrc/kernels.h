@@ -19,7 +19,7 @@
 #define GS_SUM_BLOCK 65536
 
 #define GS_KERNELS(KERNEL)                                                                                    \
-    /* ops.rms_norm; with a residual, residual + ops.rms_norm. residual may be null. */                       \
+    /* ops.plain_rms_norm; with a residual, the two added. residual may be null. */                           \
     KERNEL(rms_norm,                                                                                          \
            (const void* x, const void* weight, const void* residual, void* out, int64_t n_rows,               \
             int64_t width, float eps, int32_t dtype, int32_t weight_dtype),                                   \
@@ -29,14 +29,14 @@
            (const void* grad, const void* x, const void* weight, void* dx, float* dweight, float* parts,      \
             int64_t n_rows, int64_t width, float eps, int32_t dtype, int32_t weight_dtype),                   \
            (grad, x, weight, dx, dweight, parts, n_rows, width, eps, dtype, weight_dtype))                    \
-    /* ops.rotate; direction -1 turns back, which is its gradient. out is contiguous. */                      \
+    /* ops.plain_rotate; direction -1 turns back, which is its gradient. out is contiguous. */                \
     KERNEL(rotate,                                                                                            \
            (const void* x, const float* cosine, const float* sine, void* out, int64_t n_tokens,               \
             int64_t n_heads, int64_t head_dim, int64_t token_stride, int64_t head_stride, float factor,       \
             float direction, int32_t dtype),                                                                  \
            (x, cosine, sine, out, n_tokens, n_heads, head_dim, token_stride, head_stride, factor, direction,  \
             dtype))                                                                                           \
-    /* ops.gated_gelu. Strides are those of rows. */                                                          \
+    /* ops.plain_gated_gelu. Strides are those of rows. */                                                    \
     KERNEL(gated_gelu,                                                                                        \
            (const void* gate, const void* up, void* out, int64_t n_rows, int64_t width, int64_t gate_stride,  \
             int64_t up_stride, int32_t dtype),                                                                \

@@ -1,4 +1,4 @@
-"""gelu(gate) * up in one pass that keeps only gate and up: the fast equal of ops.gated_gelu."""
+"""gelu(gate) * up in one pass that keeps only gate and up: the fast equal of ops.plain_gated_gelu."""
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,12 @@ def is_suitable(gate: Tensor, up: Tensor) -> bool:
 
 
 def gated_gelu(gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
-    """Return what ops.gated_gelu returns."""
+    """Return what ops.plain_gated_gelu returns."""
     return _gated_gelu(gate, up)
 
 
 def gated_gelu_joined(both: Float[Tensor, "T twice_F"]) -> Float[Tensor, "T F"]:
-    """Return ops.gated_gelu(*both.chunk(2, dim=-1)), for gate and up from one product; the gradient is joined too."""
+    """Return ops.plain_gated_gelu of the two halves of one product; their gradient is one tensor too."""
     return _gated_gelu_joined(both)
 
 

@@ -1,4 +1,4 @@
-"""RMSNorm in one pass over memory, alone or added to a residual: the fast equal of ops.rms_norm."""
+"""RMSNorm in one pass over memory, alone or added to a residual: the fast equal of ops.plain_rms_norm."""
 
 import torch
 from jaxtyping import Float
@@ -17,14 +17,14 @@ def is_suitable(x: Tensor, weight: Tensor) -> bool:
 
 
 def rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:
-    """Return what ops.rms_norm returns."""
+    """Return what ops.plain_rms_norm returns."""
     return _rms_norm(x, weight, eps)
 
 
 def norm_add(
     residual: Float[Tensor, "*T D"], y: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float
 ) -> Float[Tensor, "*T D"]:
-    """Return residual + ops.rms_norm(y, weight, eps), the norm rounded to its dtype before the sum."""
+    """Return residual + ops.plain_rms_norm(y, weight, eps), the norm rounded to its dtype before the sum."""
     return _norm_add(residual, y, weight, eps)
 
 

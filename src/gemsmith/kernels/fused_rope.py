@@ -1,4 +1,4 @@
-"""Rotary positions in one pass, without float32 copies: the fast equal of ops.rotate."""
+"""Rotary positions in one pass, without float32 copies: the fast equal of ops.plain_rotate."""
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ def rotate(
     *,
     factor: float = 1.0,
 ) -> Float[Tensor, "T heads H"]:
-    """Return what ops.rotate returns; the angles get no gradient."""
+    """Return what ops.plain_rotate returns; the angles get no gradient."""
     return _rotate(x, *angles, factor, 1.0)
 
 
