@@ -2,8 +2,9 @@
 
     python benchmarks/bench_train.py A|B|C [ROUNDS]
 
-Processes take turns: ours, transformers, transformers compiled. A token of training costs about six
-products per weight; the limit is this arithmetic at the rate of torch's best matrix product.
+Processes take turns: ours, transformers with two settings of the allocator, transformers compiled.
+A token of training costs about six products per weight; the limit is this arithmetic at the rate of
+torch's best matrix product.
 """
 
 import statistics
@@ -13,7 +14,7 @@ import torch
 from common import Result, finish, matrix_limit
 from contenders import N_THREADS, SHAPES, Measured, measure
 
-PEERS = ("transformers", "transformers-compiled")
+PEERS = ("transformers", "transformers-kept", "transformers-compiled")
 TARGETS = {"A": 2.4, "B": 1.7, "C": 1.6}
 RATE_TARGET = 4500.0
 MEMORY_TARGET = 0.5

@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     given = parser.parse_args()
-    tune_allocator()
+    tune_allocator(for_training=True)
     train(read_recipe(given.recipe), given.data, given.out, given.minutes)
 
 

@@ -133,6 +133,10 @@ def test_thresholds_are_set_once_in_glibc(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: library)
     assert allocator.tune_allocator.__wrapped__()
     assert [parameter for parameter, _ in library.calls] == [-3, -1, -2]
+    library.calls.clear()
+    assert allocator.tune_allocator.__wrapped__(for_training=True)
+    assert (-4, 0) in library.calls  # no block of its own for any size
+    assert (-1, -1) in library.calls  # and the end of the heap is never given back
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TOP_PAD_", "GLIBC_TUNABLES"])

@@ -18,6 +18,7 @@ from gemsmith.data.mixture import Batch, Mixture
 from gemsmith.data.prepared import SHARDS, is_prepared, prepare
 from gemsmith.data.vocabulary import Learning
 from gemsmith.errors import DataError, TrainingError
+from gemsmith.infer.allocator import tune_allocator
 from gemsmith.recipes.dial import Derived, Dial, derive, filled
 from gemsmith.recipes.export import export
 from gemsmith.recipes.options import Compute, Options, RunView
