@@ -70,6 +70,7 @@ def run(
         CheckpointError: Another recipe, vocabulary or dataset was trained on in `out`.
         RunInterrupted: A signal stopped the run, which is saved.
     """
+    tune_allocator(for_training=True)
     budget = _budget(minutes, steps, options.dial)
     recipe, table, derived = completed(recipe_path, data_dir, options.dial)
     check_memory(recipe.model.config(recipe.vocabulary.size), recipe.optimizer, load=step_load(recipe, compute))
