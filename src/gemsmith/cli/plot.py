@@ -7,9 +7,7 @@ from gemsmith.cli.console import UsageError, write
 
 
 def plot(
-    runs: list[Path],
-    /,
-    *,
+    *runs: Path,
     by: Literal["tokens", "time"] = "tokens",
     out: Path | None = None,
     y: Literal["nll", "bpb"] | None = None,

@@ -71,7 +71,7 @@ class ComputeFlags:
         processes: Processes that share out each batch; better than threads where others use the same cores.
         compile: Fuse with torch.compile, which needs a C++ compiler; done where there are no compiled kernels.
         recompute: Compute blocks twice instead of keeping their activations: less memory, a third more time.
-        micro_batch: Most tokens of a step that are in memory at one time, such as 4K; the result stays the same.
+        micro_batch: Most tokens of a step that are in memory at one time, such as 4096; the result stays the same.
         data_workers: Threads that make batches ahead of need.
     """
 
