@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemsmith.cli.main import main
 from gemsmith.errors import CheckpointError
 from gemsmith.recipes.options import Compute
 from gemsmith.recipes.pretrain import run
+from gemsmith.recipes.prove import Proof
 from gemsmith.tokenizer import train_tokenizer
 from small_recipe import write_small_recipe
 
@@ -136,3 +138,17 @@ def test_a_run_made_of_something_else_is_refused(tmp_path: Path, name: str, old:
     with pytest.raises(CheckpointError, match=found):
         train(tmp_path, 4)
     assert last_step(tmp_path / "run") == 2
+
+
+@pytest.mark.parametrize(("difference", "status"), [(None, 0), ("kill 1, x: tensor 'weights/a'", FAILED)])
+def test_the_exit_status_of_a_proof_is_its_result(
+    difference: str | None,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    proof = Proof((None, difference))
+    monkeypatch.setattr("gemsmith.recipes.prove.prove_resume", lambda *_args, **_options: proof)
+    assert main(["pretrain", str(write_small_recipe(tmp_path)), "--prove-resume"]) == status
+    assert capsys.readouterr().out == f"{proof}\n"
