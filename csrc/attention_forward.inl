@@ -39,23 +39,22 @@ static inline const T* row_of(const gs_heads& heads, int64_t token, int64_t head
 template <class T, class Units>
 static void pack_keys(const gs_attention_call& call, const gs_heads& heads, int64_t tile, int64_t head, float* rows,
                       const Sizes<Units>& sizes) {
-    for (int64_t i = 0; i < TILE; i++) {
-        bool is_there = tile + i < call.n_tokens;
-        pack_row(is_there ? row_of<T>(heads, tile + i, head) : (const T*)nullptr, rows + i * sizes.n_units,
-                 is_there ? call.head_dim : 0, sizes.width, Units());
-    }
+    int64_t n = call.n_tokens - tile < TILE ? call.n_tokens - tile : TILE;
+    for (int64_t i = 0; i < n; i++)
+        pack_row(row_of<T>(heads, tile + i, head), rows + i * sizes.n_units, call.head_dim, sizes.width, Units());
+    memset(rows + n * sizes.n_units, 0, (TILE - n) * sizes.n_units * sizeof(float));
 }
 
 // Pack the rows of a panel of queries.
 template <class T, class Units>
 static void pack_queries(const gs_attention_call& call, const gs_heads& heads, int64_t chunk, int64_t lane, int64_t kv_head,
                          const Panel& panel, float* rows, const Sizes<Units>& sizes) {
-    for (int64_t i = 0; i < TILE; i++) {
-        bool is_there = i < panel.n_lanes;
+    int64_t n = panel.n_lanes;
+    for (int64_t i = 0; i < n; i++) {
         int64_t token = chunk + (lane + i) / sizes.n_groups, head = kv_head * sizes.n_groups + (lane + i) % sizes.n_groups;
-        pack_row(is_there ? row_of<T>(heads, token, head) : (const T*)nullptr, rows + i * sizes.n_units,
-                 is_there ? call.head_dim : 0, sizes.width, Units());
+        pack_row(row_of<T>(heads, token, head), rows + i * sizes.n_units, call.head_dim, sizes.width, Units());
     }
+    memset(rows + n * sizes.n_units, 0, (TILE - n) * sizes.n_units * sizeof(float));
 }
 
 template <class Units>

@@ -50,7 +50,7 @@ static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) 
 static inline int64_t round_down(int64_t n, int64_t step) { return n / step * step; }
 
 // Write `n` elements to a row of `width`, zeros behind them.
-static void pack_row(const float* from, float* to, int64_t n, int64_t width, Floats) {
+[[maybe_unused]] static void pack_row(const float* from, float* to, int64_t n, int64_t width, Floats) {
     memcpy(to, from, n * sizeof(float));
     memset(to + n, 0, (width - n) * sizeof(float));
 }

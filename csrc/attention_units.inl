@@ -2,7 +2,7 @@
 // each other along the summed axis, as the processor's bfloat16 instructions take them.
 //
 //     left  [rows][n_units]     a unit is spread over a whole vector
-//     right [n_units][columns]  a vector holds one unit of W columns
+//     right [n_units][columns]  a vector holds one unit of several columns
 //     sum   [rows][columns]     floats
 //
 // Buffers hold units as floats, which are loaded and stored but never calculated with. All rows and columns
@@ -12,6 +12,27 @@
 constexpr int64_t TILE = 64;
 // Head sizes are filled up to multiples of this, the width of a tile register in bfloat16.
 constexpr int64_t FILL = 32;
+
+// The widest vectors of the products: those of simd_*.h, but four floats where that has single ones. Every
+// compiler that takes these kernels has such vectors, whether or not the processor does.
+#if defined(__AVX2__)
+typedef vf Wide;
+static inline Wide load_wide(const float* from) { return vload(from); }
+static inline void store_wide(float* to, Wide x) { vstore(to, x); }
+static inline Wide spread(float x) { return vset(x); }
+static inline Wide multiply_add(Wide a, Wide b, Wide c) { return vfma(a, b, c); }
+#else
+typedef float Wide __attribute__((vector_size(16)));
+static inline Wide load_wide(const float* from) {
+    Wide x;
+    memcpy(&x, from, sizeof(x));
+    return x;
+}
+static inline void store_wide(float* to, Wide x) { memcpy(to, &x, sizeof(x)); }
+static inline Wide spread(float x) { return Wide{x, x, x, x}; }
+static inline Wide multiply_add(Wide a, Wide b, Wide c) { return a * b + c; }
+#endif
+constexpr int64_t WIDTH = sizeof(Wide) / sizeof(float);
 
 // Whatever type it was written as.
 static inline float read_unit(const float* from) {
@@ -23,19 +44,20 @@ static inline float read_unit(const float* from) {
 template <class Units, int ROWS, int COLUMNS>
 static inline void multiply_block(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
                                   float* sum, int64_t sum_stride, int64_t n_units, bool adds) {
-    vf total[ROWS][COLUMNS];
+    Wide total[ROWS][COLUMNS];
     for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLUMNS; c++) total[r][c] = adds ? vload(sum + r * sum_stride + c * W) : vzero();
+        for (int c = 0; c < COLUMNS; c++) total[r][c] = adds ? load_wide(sum + r * sum_stride + c * WIDTH) : spread(0.0f);
+#pragma GCC unroll 4
     for (int64_t unit = 0; unit < n_units; unit++) {
-        vf column[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) column[c] = vload(right + unit * right_stride + c * W);
+        Wide column[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) column[c] = load_wide(right + unit * right_stride + c * WIDTH);
         for (int r = 0; r < ROWS; r++) {
-            vf row = vset(read_unit(left + r * left_stride + unit));
+            Wide row = spread(read_unit(left + r * left_stride + unit));
             for (int c = 0; c < COLUMNS; c++) total[r][c] = Units::step(total[r][c], row, column[c]);
         }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int c = 0; c < COLUMNS; c++) vstore(sum + r * sum_stride + c * W, total[r][c]);
+        for (int c = 0; c < COLUMNS; c++) store_wide(sum + r * sum_stride + c * WIDTH, total[r][c]);
 }
 
 // The products of units that vectors multiply. Rows are a multiple of 4, columns of 32.
@@ -49,9 +71,9 @@ struct VectorProduct {
     static void multiply(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
                          float* sum, int64_t sum_stride, int64_t n_rows, int64_t n_columns, int64_t n_units,
                          bool adds) {
-        constexpr int COLUMNS = W == 16 ? 4 : W == 8 ? 2 : 8;
+        constexpr int COLUMNS = WIDTH == 16 ? 4 : 2;
         int64_t column = 0;
-        for (; column + COLUMNS * W <= n_columns; column += COLUMNS * W)
+        for (; column + COLUMNS * WIDTH <= n_columns; column += COLUMNS * WIDTH)
             for (int64_t row = 0; row < n_rows; row += 4)
                 multiply_block<Units, 4, COLUMNS>(left + row * left_stride, left_stride, right + column, right_stride,
                                                   sum + row * sum_stride + column, sum_stride, n_units, adds);
@@ -64,7 +86,7 @@ struct VectorProduct {
 
 struct Floats : VectorProduct<Floats> {
     static constexpr int64_t PER_UNIT = 1;
-    static inline vf step(vf sum, vf left, vf right) { return vfma(left, right, sum); }
+    static inline Wide step(Wide sum, Wide left, Wide right) { return multiply_add(left, right, sum); }
     // Store two rows of floats, `row` and the next, as a right operand; return the sum of what it holds of them.
     static inline vf put_right(float* right, int64_t row, int64_t lane, vf even, vf odd) {
         vstore(right + row * TILE + lane, even);
@@ -115,6 +137,6 @@ struct PairStore {
 
 #if defined(__AVX512BF16__)
 struct Pairs : VectorProduct<Pairs>, PairStore {
-    static inline vf step(vf sum, vf left, vf right) { return _mm512_dpbf16_ps(sum, (__m512bh)left, (__m512bh)right); }
+    static inline Wide step(Wide sum, Wide left, Wide right) { return _mm512_dpbf16_ps(sum, (__m512bh)left, (__m512bh)right); }
 };
 #endif
