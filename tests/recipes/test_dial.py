@@ -83,8 +83,8 @@ def test_without_parameters_nothing_is_derived() -> None:
 @pytest.mark.parametrize(
     ("params", "given", "message"),
     [
-        (100_000, {}, r"got 100,000, and the nearest has 598,592. Choose more"),
-        (10**13, {}, r"got 10,000,000,000,000, and the nearest has .* Choose fewer"),
+        (100_000, {}, r"got 100,000, and the nearest has 598,592. Ask for about 598,592"),
+        (10**13, {}, r"got 10,000,000,000,000, and the nearest has .* Ask for about"),
         (12_000_000, {"model": {"d_model": 1024}}, r"and \{'d_model': 1024\}; got 12,000,000"),
         (12_000_000, {"model": {"head_dim": 33}}, r"\[model\] must leave sizes that fit; got \{'head_dim': 33\}"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from gemsmith.data.prepared import prepare
 from gemsmith.data.vocabulary import Learning
-from gemsmith.errors import CheckpointError, DataError, MemoryLimitError, TrainingError
-from gemsmith.recipes.options import Compute, Options
-from gemsmith.recipes.pretrain import next_batches, run
+from gemsmith.errors import CheckpointError, DataError, MemoryLimitError, TokenizerError, TrainingError
+from gemsmith.recipes.dial import Dial
+from gemsmith.recipes.options import Compute, Options, RunView, Watcher
+from gemsmith.recipes.pretrain import micro_batches, next_batches, run
 from gemsmith.recipes.recipe import read_recipe
 from gemsmith.tokenizer import Tokenizer
+from gemsmith.train.journal import read_rows
 from gemsmith.train.loop import TrainState
 from gemsmith.weights.folder import load_network
 
@@ -154,7 +157,10 @@ def test_changed_recipe_does_not_continue_a_run(place: Path) -> None:
         train(place, "run", 4)
 
 
-@pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 5), (0.0, None), (-1.0, None)])
+@pytest.mark.parametrize(
+    ("minutes", "steps"),
+    [(None, None), (1.0, 5), (0.0, None), (-1.0, None), (float("nan"), None), (float("inf"), None)],
+)
 def test_run_needs_one_length(place: Path, minutes: float | None, steps: int | None) -> None:
     with pytest.raises(TrainingError, match=f"got {minutes} minutes, {steps} steps, None tokens"):
         run(place / "recipe.toml", data_dir=place, out=place / "run", minutes=minutes, steps=steps)
@@ -202,3 +208,109 @@ def test_a_run_says_how_it_goes(place: Path, caplog: pytest.LogCaptureFixture) -
         train(place, "run", 10)
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("step 10: ") and "nats a token" in line for line in said), said
+
+
+@pytest.mark.parametrize(("tokens", "n_processes", "sizes"), [(64, 1, [1] * 6), (256, 1, [4, 2]), (100, 2, [2] * 3)])
+def test_micro_batches_are_rows_of_the_step(place: Path, tokens: int, n_processes: int, sizes: list[int]) -> None:
+    recipe = read_recipe(place / "recipe.toml")
+    dataset = prepare(recipe.sources, Learning(450, 1.0), data_dir=place, out=place)
+    mixture = dataset.mixture(recipe.sources, seed=3)
+    whole = mixture.batch(mixture.stage(row=64), 0, 6)
+    compute = Compute(n_processes=n_processes, micro_batch_tokens=tokens)
+    parts = micro_batches([whole], compute)
+    assert [len(part.token_ids) for part in parts] == sizes
+    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+    assert micro_batches([whole], PLAIN) == [whole]
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch_tokens": 64}, {"is_recomputed": True}, {"n_data_workers": 2}])
+def test_the_way_of_computing_changes_no_weight(place: Path, changes: dict) -> None:
+    (place / "recipe.toml").write_text(RECIPE.replace("tokens = 128", "tokens = 384"))
+    weights = [
+        load_network(train(place, out, 4, compute=compute), dtype=torch.float32).network.state_dict()
+        for out, compute in (("whole", PLAIN), ("other", replace(PLAIN, **changes)))
+    ]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-2, atol=1e-4)  # one step of bfloat16
+
+
+def test_a_resumed_log_is_that_of_a_run_that_never_stopped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(place, "through", 30, options=Options(save_every_steps=15))
+    monkeypatch.setattr("gemsmith.recipes.pretrain.export", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(place, "resumed", 30, options=Options(save_every_steps=15))
+    monkeypatch.undo()
+    shutil.rmtree(place / "resumed/step_00000030")
+    train(place, "resumed", 30, options=Options(save_every_steps=15))
+    timeless = ("step", "nll", "grad_norm", "rate", "n_tokens", "is_late", "n_skipped")
+    logs = [
+        [{name: row[name] for name in timeless} for row in read_rows(place / run / "log.jsonl")]
+        for run in ("through", "resumed")
+    ]
+    assert [row["step"] for row in logs[0]] == [10, 20, 30]
+    assert logs[0] == logs[1]
+
+
+def test_tokens_are_a_length(place: Path) -> None:
+    run(place / "recipe.toml", data_dir=place, out=place / "run", compute=PLAIN, options=Options(Dial(tokens=300)))
+    assert (place / "run/step_00000003").is_dir()
+
+
+def test_a_recipe_without_sizes_takes_them_from_the_dial(place: Path) -> None:
+    sizes, rest = RECIPE.index("[model]"), RECIPE.index("[vocabulary]")
+    optimizer, batch = RECIPE.index("[optimizer]"), RECIPE.index("[[sources]]")
+    (place / "recipe.toml").write_text(RECIPE[:sizes] + RECIPE[rest:optimizer] + RECIPE[batch:])
+    with pytest.raises(DataError, match=r"must have the key 'model'; got .* let --params derive it"):
+        train(place, "run", 1)
+    folder = train(place, "run", 1, options=Options(Dial(200_000)))
+    assert load_network(folder).config.n_params == pytest.approx(200_000, rel=0.05)
+    assert read_recipe(place / "run/recipe.toml").batch.row == 1024
+
+
+def test_a_dataset_that_was_built_is_trained_on(place: Path) -> None:
+    recipe = read_recipe(place / "recipe.toml")
+    prepare(recipe.sources, Learning(450, 1.0), data_dir=place, out=place / "dataset")
+    folder = run(place / "recipe.toml", data_dir=place / "dataset", out=place / "run", steps=1, compute=PLAIN)
+    assert load_network(folder).config.vocab_size == 450
+    assert not (place / "run/shards").exists()
+
+
+def test_a_vocabulary_of_another_size_is_refused(place: Path) -> None:
+    recipe = read_recipe(place / "recipe.toml")
+    prepare(recipe.sources, Learning(450, 1.0), data_dir=place, out=place / "dataset")
+    (place / "recipe.toml").write_text(RECIPE.replace("size = 450", "size = 460"))
+    with pytest.raises(DataError, match="must be that of the dataset's, 450; got 460"):
+        run(place / "recipe.toml", data_dir=place / "dataset", out=place / "run", steps=1, compute=PLAIN)
+
+
+def test_a_vocabulary_without_needed_pieces_is_refused(place: Path) -> None:
+    import sentencepiece
+
+    texts = iter(["a fox met an owl", "a bear met a crow"])
+    with (place / "plain.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts, model_writer=file, vocab_size=300, model_type="bpe", byte_fallback=True,
+            pad_id=0, eos_id=1, bos_id=2, unk_id=3, minloglevel=2, add_dummy_prefix=False,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+            pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        )  # fmt: skip
+    text = RECIPE.replace("size = 450\nsample_megabytes = 1", 'size = 300\npath = "plain.model"')
+    (place / "recipe.toml").write_text(text)
+    with pytest.raises((DataError, TokenizerError), match="start_of_turn"):
+        train(place, "run", 1)
+
+
+def test_watchers_see_the_run_before_its_first_step_and_after_every_one(place: Path) -> None:
+    views: list[RunView] = []
+    seen: list[int] = []
+
+    def watchers(view: RunView) -> list[Watcher]:
+        views.append(view)
+        return [lambda state, report: seen.append(report.step)]
+
+    train(place, "run", 3, options=Options(watchers=watchers))
+    (view,) = views
+    assert seen == [1, 2, 3]
+    assert view.tokenizer.vocab_size == 450
+    assert len(list(view.held_out("stories"))) > 0
+    assert list(view.held_out("chats")) == []

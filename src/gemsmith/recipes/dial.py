@@ -98,7 +98,7 @@ def _shape(given: Table, params: int, vocab_size: int) -> Shape:
     raise DataError(
         f"params must be within 5% of a network in steps of {_STEP} with {vocab_size:,} pieces"
         f"{f' and {dict(given)}' if given else ''}; got {params:,}, and the nearest has {counts[0]:,}. "
-        f"Choose {'more' if counts[0] > params else 'fewer'} parameters, or another vocabulary."
+        f"Ask for about {counts[0]:,}, or take another vocabulary."
     )
 
 

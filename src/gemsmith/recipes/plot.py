@@ -1,6 +1,6 @@
 """The curves of runs, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +53,7 @@ def plot(runs: Sequence[Path], path: Path, *, by: By = "tokens", of: Of | None =
     logs = {run.resolve().name: _read(run) for run in runs}
     wanted: list[Of] = [of] if of else ["nll", "bpb"]
     scale = _scale(by, [row for rows in logs.values() for row in rows])
-    panels = {kind: curves for kind in wanted if (curves := _curves(logs, kind, scale))}
+    panels: dict[Of, list[Curve]] = {kind: curves for kind in wanted if (curves := _curves(logs, kind, scale))}
     if not panels:
         raise DataError(f"runs must have rows of {' or '.join(wanted)}; got none in {', '.join(logs)}. Train longer.")
     return _draw(panels, scale, path)
@@ -100,7 +100,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _draw(panels: dict[Of, list[Curve]], scale: Scale, path: Path) -> Path:
+def _draw(panels: Mapping[Of, list[Curve]], scale: Scale, path: Path) -> Path:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
