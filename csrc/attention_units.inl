@@ -41,8 +41,9 @@ static inline float read_unit(const float* from) {
     return unit;
 }
 
+// Always inline: the call, and the clearing of registers at its end, would cost a sixth of the time.
 template <class Units, int ROWS, int COLUMNS>
-static inline void multiply_block(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
+__attribute__((always_inline)) static inline void multiply_block(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
                                   float* sum, int64_t sum_stride, int64_t n_units, bool adds) {
     Wide total[ROWS][COLUMNS];
     for (int r = 0; r < ROWS; r++)
