@@ -15,6 +15,9 @@ from gemsmith.kernels import fused_loss
 _SCORE_BYTES = 128 << 20
 # Rows of the head that are rounded, and products added to its gradient, at one time.
 _HEAD_BYTES = 16 << 20
+# Tokens of a chunk are filled up to a multiple of it. How many count differs from step to step, and oneDNN
+# keeps what it prepares for every new shape of a product: several megabytes a step, for the life of a run.
+_STEP = 64
 # Scores whose loss is worked out at one time, in float32 and with a few copies: what caches hold.
 _PIECE = 1 << 20
 
@@ -125,17 +128,24 @@ def _loss_and_gradients(
     grad_head = (torch.empty_like if len(places) else torch.zeros_like)(head) if wanted[1] else None
     total = hidden.new_zeros((), dtype=torch.float64)
     size = scored.spec.chunk_tokens(len(head), hidden.element_size())
-    scores = hidden.new_empty(min(size, len(places)), len(head))
+    scores = hidden.new_empty(_filled(min(size, len(places)), size), len(head))
     for number, rows in enumerate(places.split(size) if len(places) else ()):
-        chunk, logits = hidden[rows], scores[: len(rows)]
+        n_rows, n_filled = len(rows), _filled(len(rows), size)
+        chunk, logits = hidden[torch.cat((rows, rows[:1].expand(n_filled - n_rows)))], scores[:n_filled]
         for block, part in _blocks(head, hidden.dtype):
             torch.mm(chunk, part.T, out=logits[:, block])
-        total += _turn_into_gradient(logits, scored.targets[rows], scored)
+        total += _turn_into_gradient(logits[:n_rows], scored.targets[rows], scored)
+        logits[n_rows:] = 0.0
         if grad_hidden is not None:
-            grad_hidden[rows] = _times_head(logits, head).to(hidden.dtype)
+            grad_hidden[rows] = _times_head(logits, head)[:n_rows].to(hidden.dtype)
         if grad_head is not None:
             _add_head_gradient(grad_head, logits, chunk, is_first=number == 0)
     return total.float(), grad_hidden, grad_head
+
+
+def _filled(n_tokens: int, size: int) -> int:
+    """Return how many tokens a chunk of at most `size` is filled up to."""
+    return min(-(-n_tokens // _STEP) * _STEP, size)
 
 
 def _blocks(head: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
