@@ -137,6 +137,11 @@ class Tokenizer:
             )
         return self._plain.id_to_piece(int(token_id))
 
+    def pieces(self) -> list[Piece]:
+        """Return every piece with its score and kind, in the order of ids."""
+        vocabulary = Vocabulary.from_bytes(self._proto)
+        return [vocabulary.piece(token_id) for token_id in range(self.vocab_size)]
+
     def id_of(self, piece: str) -> int | None:
         """Return the id of a piece as the vocabulary spells it, or None."""
         token_id = self._plain.piece_to_id(piece)

@@ -1,0 +1,209 @@
+"""A network and its tokenizer -> a GGUF file that llama.cpp and its kin read, whole or not at all."""
+
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gemsmith.chat import END_OF_TURN, START_OF_TURN
+from gemsmith.config import ModelConfig
+from gemsmith.errors import ConfigError, StorageError
+from gemsmith.model.transformer import Transformer
+from gemsmith.tokenizer import Tokenizer
+from gemsmith.weights.gguf_blocks import BY_NAME, BlockFormat
+from gemsmith.weights.gguf_config import check_expressible, parse_metadata, render_metadata
+from gemsmith.weights.gguf_encode import encode_blocks
+from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING, GgufFile, is_gguf
+from gemsmith.weights.gguf_metadata import Metadata
+from gemsmith.weights.gguf_names import is_shifted, tensor_name
+from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
+from gemsmith.weights.memory import in_gb
+
+# What --type may say -> (format of matrices, the number general.file_type gives it).
+TYPES = {"f16": ("F16", 1), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
+_VERSION, _QUANTIZATION_VERSION = 3, 2
+_PIECE_ITEMS = 1 << 20
+_UINT32, _FLOAT32 = 4, 6
+
+# The conversation `chat.compile_chat` writes, as the Jinja text other programs run.
+CHAT_TEMPLATE = """\
+{%- set lead = '' -%}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+{%- set turns = messages[1:] -%}
+{%- if messages[0]['content'] | trim -%}
+{%- set lead = messages[0]['content'] + '\\n\\n' -%}
+{%- endif -%}
+{%- endif -%}
+{{ bos_token }}
+{%- for turn in turns -%}
+{%- set role = 'model' if turn['role'] == 'assistant' else turn['role'] -%}
+{%- set before = lead if loop.first else '' -%}
+{{ '<start_of_turn>' + role + '\\n' + (before + (turn['content'] | trim)) | trim + '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file holds.
+
+    Attributes:
+        n_bytes: Its length.
+        formats: Number of tensors by format.
+    """
+
+    path: Path
+    n_bytes: int
+    formats: Mapping[str, int]
+
+
+def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, kind: str, name: str) -> Written:
+    """Write one file; an older GGUF file of that name is replaced only when the new one is whole.
+
+    Norms are kept in float32. A matrix whose rows blocks of 32 do not divide is kept in float16.
+
+    Args:
+        kind: "f16", "q8_0" or "q4_0": the format of the matrices.
+        name: What to call the model in the file.
+
+    Raises:
+        ConfigError: Another `kind`, or a model readers of the format would take for another one.
+        StorageError: The disk is full or not writable, or the place holds something else.
+    """
+    path = Path(path).expanduser().resolve()
+    if kind not in TYPES:
+        raise ConfigError(f"type must be one of {', '.join(TYPES)}; got {kind!r}. Choose one of them.")
+    tokenizer.check_against(network.config)
+    metadata = _metadata(network.config, tokenizer, kind=kind, name=name)
+    tensors = dict(_tensors(network, kind))
+    n_bytes = sum(_n_bytes(tensor, block) for tensor, block in tensors.values())
+    _check_place(path, n_bytes)
+    partial = path.with_name(f".{path.name}.saving-{uuid.uuid4().hex[:8]}")
+    try:
+        with partial.open("xb") as file:
+            _write(file, metadata, tensors)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"file must be writable; got {error.strerror!r} while saving {str(path)!r}. What was there before is "
+            "unchanged. Make room or choose another place."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    names = [block.name for _, block in tensors.values()]
+    return Written(path, path.stat().st_size, {name: names.count(name) for name in dict.fromkeys(names)})
+
+
+def _metadata(config: ModelConfig, tokenizer: Tokenizer, *, kind: str, name: str) -> dict[str, Any]:
+    """Return every key of the file, once they read back as the model they were made from."""
+    general = {
+        "general.architecture": config.family,
+        "general.type": "model",
+        "general.name": name,
+        "general.alignment": ALIGNMENT,
+        "general.file_type": TYPES[kind][1],
+        "general.quantization_version": _QUANTIZATION_VERSION,
+    }
+    raw = {f"{config.family}.{key}": value for key, value in render_metadata(config).items()}
+    words = render_tokenizer(tokenizer, n_rows=config.vocab_size, eos_ids=config.eos_ids)
+    if tokenizer.id_of(START_OF_TURN) is not None and tokenizer.id_of(END_OF_TURN) is not None:
+        words["tokenizer.chat_template"] = CHAT_TEMPLATE
+    everything = {**general, **raw, **words}
+    reread = Metadata(GgufFile(Path("the file to be written"), everything, {}))
+    check_expressible(config, parse_metadata(reread, n_rows=config.vocab_size, special=special_ids(reread)))
+    return everything
+
+
+def _tensors(network: Transformer, kind: str) -> Iterator[tuple[str, tuple[Tensor, BlockFormat]]]:
+    """Yield the tensors by their names in the file, each with its format."""
+    wanted = BY_NAME[TYPES[kind][0]]
+    for name, parameter in network.named_parameters():
+        block = BY_NAME["F32"] if is_shifted(name) else wanted
+        if parameter.shape[-1] % block.n_items:
+            block = BY_NAME["F16"]
+        yield tensor_name(name, network.config.family), (parameter.detach(), block)
+
+
+def _n_bytes(tensor: Tensor, block: BlockFormat) -> int:
+    return tensor.numel() // block.n_items * block.n_bytes
+
+
+def _check_place(path: Path, n_bytes: int) -> None:
+    if path.suffix != ".gguf":
+        raise StorageError(f"file must be called something.gguf; got {str(path)!r}. Add .gguf to its name.")
+    if path.exists() and not (is_gguf(path) and path.read_bytes()[:4] == MAGIC):
+        raise StorageError(
+            f"file must be new or a GGUF file; got {str(path)!r}, which is something else. Choose another name, "
+            "so that nothing is lost."
+        )
+    if not path.parent.is_dir():
+        raise StorageError(f"folder of the file must exist; got {str(path.parent)!r}. Make it first.")
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise StorageError(
+            f"disk must have room for the whole file; got {in_gb(free)} for {in_gb(n_bytes)} at {str(path)!r}. "
+            "Make room or choose another disk."
+        )
+
+
+def _write(
+    file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, BlockFormat]]
+) -> None:
+    """Write the head, then the tensors piece by piece; beside the network only one piece is in memory."""
+    file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        file.write(_text(key.encode()) + _value(value))
+    offset = 0
+    for name, (tensor, block) in tensors.items():
+        sizes = tuple(reversed(tensor.shape))
+        file.write(_text(name.encode()) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, block.code, offset))
+        offset += _padded(_n_bytes(tensor, block))
+    for name, (tensor, block) in tensors.items():
+        file.write(b"\0" * (-file.tell() % ALIGNMENT))
+        for piece in _pieces(tensor, is_norm=name.endswith("norm.weight")):
+            file.write(encode_blocks(piece, block).numpy().data)
+    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+
+
+def _pieces(tensor: Tensor, *, is_norm: bool) -> Iterator[Tensor]:
+    dense = tensor.to_dense() if tensor.is_mkldnn else tensor  # packed for inference: one at a time
+    for piece in dense.reshape(-1).split(_PIECE_ITEMS):
+        yield piece.to(device="cpu", dtype=torch.float32) + (1.0 if is_norm else 0.0)
+
+
+def _padded(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _text(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Any) -> bytes:
+    """Return a value with its type in front."""
+    if isinstance(value, bool):
+        return struct.pack("<IB", BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", _UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _FLOAT32, value)
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _text(value.encode())
+    if isinstance(value, list):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_text, value))
+    letter = next(kind for kind, letter in NUMBERS.items() if np.dtype("<" + letter) == value.dtype)
+    return struct.pack("<IIQ", ARRAY, letter, len(value)) + value.tobytes()
