@@ -9,8 +9,9 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "quant.h"
 
-#define GS_ABI 1
+#define GS_ABI 2
 #define GS_FLOAT32 0
 #define GS_BFLOAT16 1
 // Partial sums of a weight's gradient, so that their order does not depend on the threads.
@@ -63,7 +64,8 @@
     /* One float64 per GS_SUM_BLOCK elements; the caller adds them in order. */                               \
     KERNEL(sum_of_squares, (const void* x, double* parts, int64_t n_elements, int32_t dtype),                 \
            (x, parts, n_elements, dtype))                                                                     \
-    GS_ATTENTION_KERNELS(KERNEL)
+    GS_ATTENTION_KERNELS(KERNEL)                                                                              \
+    GS_QUANT_KERNELS(KERNEL)
 
 #define GS_FIELD(name, parameters, arguments) void(*name) parameters;
 struct gs_table {

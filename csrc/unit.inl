@@ -14,6 +14,7 @@ namespace {
 #include "loss.inl"
 #include "adamw.inl"
 #include "attention.inl"
+#include "quant.inl"
 }  // namespace
 
 #define GS_JOIN(a, b) a##b

@@ -33,7 +33,7 @@ class BitsPerByte:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Ids seen in one go, of which the last `n_scored` are scored."""
 
     token_ids: list[int]
@@ -59,12 +59,12 @@ def bits_per_byte(
     if context < 2:
         raise DataError(f"max_seq_len must be at least 2; got {context}. Leave it out to use the model's own.")
     n_documents = n_bytes = n_tokens = 0
-    windows: list[_Window] = []
+    windows: list[Window] = []
     nll = 0.0
     for text in texts:
         token_ids = tokenizer.encode(text)
         n_documents, n_bytes, n_tokens = n_documents + 1, n_bytes + len(text.encode()), n_tokens + len(token_ids)
-        for window in _windows([tokenizer.bos_id, *token_ids], context):
+        for window in windows_of([tokenizer.bos_id, *token_ids], context):
             if sum(len(w.token_ids) for w in windows) + len(window.token_ids) > max(_TOKENS_PER_PASS, context):
                 nll += _score(network, windows)
                 windows = []
@@ -83,21 +83,21 @@ def file_bits_per_byte(network: Transformer, tokenizer: Tokenizer, path: Path, *
     return bits_per_byte(network, tokenizer, read_texts(path, field))
 
 
-def _windows(token_ids: list[int], context: int) -> Iterator[_Window]:
+def windows_of(token_ids: list[int], context: int) -> Iterator[Window]:
     """Cut ids, BOS first, into windows in which every id but BOS is scored once."""
     if len(token_ids) < 2:
         return
     stop = min(context, len(token_ids))
-    yield _Window(token_ids[:stop], stop - 1)
+    yield Window(token_ids[:stop], stop - 1)
     while stop < len(token_ids):
         end = min(stop + context // 2, len(token_ids))
-        yield _Window(token_ids[max(0, end - context) : end], end - stop)
+        yield Window(token_ids[max(0, end - context) : end], end - stop)
         stop = end
 
 
-def _score(network: Transformer, windows: list[_Window]) -> float:
+def _score(network: Transformer, windows: list[Window]) -> float:
     """Return the summed nats of the scored ids of some windows, run side by side."""
-    device = network.embed_tokens.weight.device
+    device = network.device
     flat = torch.tensor([i for w in windows for i in w.token_ids], device=device)
     layout = Layout.packed([len(w.token_ids) for w in windows], device=device)
     rows, start = [], 0

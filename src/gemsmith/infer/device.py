@@ -71,9 +71,8 @@ def decode_threads(network: Transformer) -> int:
     Such products end sooner than a second thread is woken, and where others use the cores too, waiting
     for it costs far more: pebble on two busy cores wrote 3 tokens/s with two threads, 88 with sleeping ones.
     """
-    weight = network.embed_tokens.weight
-    is_small = network.config.n_params * weight.element_size() <= _CACHED_BYTES
-    return 1 if weight.device.type == "cpu" and is_small else torch.get_num_threads()
+    n_bytes = sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers()))
+    return 1 if network.device.type == "cpu" and n_bytes <= _CACHED_BYTES else torch.get_num_threads()
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Generation:
                 writer = TextWriter(tokenizer.decoder(), settings.stop)
                 self.rows.append(Row(prompt, slot=len(self.rows), index=index, limit=limit, writer=writer))
         self.live = list(self.rows)
-        self._device = network.embed_tokens.weight.device
+        self._device = network.device
         self._streams = completion_streams(
             settings.sampling.seed or 0, torch.tensor([row.index for row in self.rows]), device=self._device
         )
@@ -218,9 +218,9 @@ class Generation:
 
     def _make_cache(self) -> KVCache:
         """Return a cache for what this call can need, not for the longest context there is."""
-        config, weight = self.network.config, self.network.embed_tokens.weight
+        config, dtype = self.network.config, self.network.dtype
         capacity = max(len(row.prompt) + row.limit for row in self.rows)
-        needed = cache_bytes(config, capacity, n_slots=len(self.rows), slack=PREFILL_CHUNK, dtype=weight.dtype)
+        needed = cache_bytes(config, capacity, n_slots=len(self.rows), slack=PREFILL_CHUNK, dtype=dtype)
         free = available_bytes(str(self._device))
         if needed > free:
             raise MemoryLimitError(
@@ -232,7 +232,7 @@ class Generation:
             n_slots=len(self.rows),
             capacity=capacity,
             slack=PREFILL_CHUNK,
-            dtype=weight.dtype,
+            dtype=dtype,
             device=self._device,
         )
 

@@ -63,12 +63,12 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
-        return self.network.embed_tokens.weight.device
+        return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the parameters."""
-        return self.network.embed_tokens.weight.dtype
+        return self.network.dtype
 
     @overload
     def generate(self, prompt: Prompt, *, n: None = None, **options: Unpack[Options]) -> Completion: ...  # pyright: ignore[reportOverlappingOverload]

@@ -25,18 +25,17 @@ def sequence_logprobs(network: Transformer, token_ids: Sequence[int], places: Se
     Args:
         places: Ascending indices into `token_ids`, each at least 1.
     """
-    weight = network.embed_tokens.weight
-    ids = torch.tensor(list(token_ids), device=weight.device)
-    is_scored = torch.zeros(len(ids), dtype=torch.bool, device=weight.device)
+    ids = torch.tensor(list(token_ids), device=network.device)
+    is_scored = torch.zeros(len(ids), dtype=torch.bool, device=network.device)
     is_scored[list(places)] = True
     n_read = max(places, default=0)
     cache = KVCache(
-        network.config, capacity=max(1, n_read), slack=PREFILL_CHUNK, dtype=weight.dtype, device=weight.device
+        network.config, capacity=max(1, n_read), slack=PREFILL_CHUNK, dtype=network.dtype, device=network.device
     )
     logprobs = []
     for start in range(0, n_read, PREFILL_CHUNK):
         stop = min(n_read, start + PREFILL_CHUNK)
-        layout = Layout.packed([stop - start], starts=[start], device=weight.device)
+        layout = Layout.packed([stop - start], starts=[start], device=network.device)
         hidden = network.hidden(ids[start:stop], layout, cache=cache)
         wanted = is_scored[start + 1 : stop + 1]
         logprobs += head_logprobs(network, hidden[wanted], ids[start + 1 : stop + 1][wanted]).tolist()

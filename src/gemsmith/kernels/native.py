@@ -18,7 +18,7 @@ from gemsmith.kernels.openmp import loaded_runtimes
 
 PATH = Path(__file__).with_name("_gemsmith.so")
 # The version of csrc/kernels.h this file was written for.
-ABI = 1
+ABI = 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # What GEMSMITH_ISA may say -> the sets that stand for it, the best first.
 _ISA_NAMES = {"portable": ("portable",), "avx2": ("avx2",), "avx512": ("avx512_bf16", "avx512"), "amx": ("amx",)}
@@ -36,6 +36,8 @@ _SIGNATURES = {
     "sum_of_squares": "ppni",
     "attention": "p",
     "attention_backward": "p",
+    "quantized_linear": "p",
+    "pack_quantized": "ppnni",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 

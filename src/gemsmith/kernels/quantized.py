@@ -161,7 +161,7 @@ def quantize_activations(x: Float[Tensor, "*T d_in"]) -> tuple[Int8[Tensor, "*T 
     """Return int8 values, padded with zeros to whole groups of 32, and the scale of each group."""
     grouped = F.pad(x.float(), (0, -x.shape[-1] % ACTIVATION_GROUP)).unflatten(-1, (-1, ACTIVATION_GROUP))
     largest = grouped.abs().amax(-1)
-    inverse = _LARGEST_ACTIVATION / largest
+    inverse = torch.full_like(largest, _LARGEST_ACTIVATION) / largest  # a number / tensor would be rounded twice
     scales = torch.where(inverse.isinf(), 0.0, largest * (1.0 / _LARGEST_ACTIVATION))
     scales = torch.where(largest.isinf(), torch.nan, scales)
     inverse = torch.where(inverse.isfinite(), inverse, 0.0)

@@ -23,6 +23,10 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
         self._packed: Tensor | None = None
 
+    def stored(self) -> list[Tensor]:
+        """Return the tensors the table lies in."""
+        return [self.weight.detach()]
+
     def pack(self) -> bool:
         """Keep a second copy of the table in the form that is fastest as a head; False where there is none.
 
@@ -49,18 +53,24 @@ class Embedding(nn.Module):
         Args:
             dtype: Of the vectors, and so of all that follows; the table's by default.
         """
-        dtype = self.weight.dtype if dtype is None else dtype
-        scale = ops.embedding_scale(self.weight.shape[1], dtype)
         if embeddings is None:
-            return nn.functional.embedding(token_ids, self.weight).to(dtype) * scale
+            return self._scaled(token_ids, dtype)
         given = token_ids < 0
         if int(given.sum()) != embeddings.shape[0]:
             raise ConfigError(
                 f"embeddings must be as many as the ids of -1; got {embeddings.shape[0]} for {int(given.sum())}. "
                 "Mark each place an embedding goes to with -1."
             )
-        x = nn.functional.embedding(token_ids.clamp(min=0), self.weight).to(dtype) * scale
+        x = self._scaled(token_ids.clamp(min=0), dtype)
         return x.index_put((given.nonzero()[:, 0],), embeddings.to(x.dtype))
+
+    def look_up(self, token_ids: Int[Tensor, " T"], dtype: torch.dtype | None) -> Float[Tensor, "T D"]:
+        """Return rows of the table as they are stored, in the table's dtype by default."""
+        return nn.functional.embedding(token_ids, self.weight).to(dtype or self.weight.dtype)
+
+    def _scaled(self, token_ids: Int[Tensor, " T"], dtype: torch.dtype | None) -> Float[Tensor, "T D"]:
+        x = self.look_up(token_ids, dtype)
+        return x * ops.embedding_scale(x.shape[1], x.dtype)
 
 
 class FeedForward(nn.Module):

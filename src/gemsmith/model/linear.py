@@ -65,6 +65,10 @@ class Linear(nn.Module):
         """Return x @ weight.T in the dtype of x."""
         return ops.linear(x, self.weight)
 
+    def stored(self) -> list[Tensor]:
+        """Return the tensors the weight lies in."""
+        return [self.weight.detach()]
+
     def pack(self) -> bool:
         """Put a dense weight into the form that is fastest to multiply here; False where there is none.
 

@@ -54,6 +54,16 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.d_model, config.norm_eps, dtype=dtype, device=device)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: the dtype of all parameters, but for matrices in few bits."""
+        return self.norm.weight.dtype
+
     def forward(
         self, token_ids: Int[Tensor, "B T"], *, cache: KVCache | None = None, capture: Sequence[str] = ()
     ) -> Float[Tensor, "B T V"] | tuple[Float[Tensor, "B T V"], dict[str, Tensor]]:
@@ -106,7 +116,7 @@ class Transformer(nn.Module):
         if cache is not None:
             for segment in layout.segments:
                 cache.reserve(segment.slot, segment.position, segment.n_tokens)
-        x = self.embed_tokens(token_ids, embeddings, dtype=dtype)
+        x = self.embed_tokens(token_ids, embeddings, dtype=dtype or self.dtype)
         longest = max(segment.n_tokens for segment in layout.segments)
         if cache is None or longest <= cache.max_chunk:
             return self._run(x, layout, cache)
@@ -137,15 +147,14 @@ class Transformer(nn.Module):
         """Bring every weight into its fastest form for inference here, one after the other.
 
         Args:
-            release: Called with each dense weight once its packed form has taken its place.
+            release: Called with each tensor of a plain form once the packed one has taken its place.
         """
-        if self.embed_tokens.pack():  # the largest first, while there is least beside it
-            release(self.embed_tokens.weight.detach())
-        for module in self.modules():
-            if isinstance(module, Linear):
-                dense = module.weight.detach()
-                if module.pack():
-                    release(dense)
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        for module in (self.embed_tokens, *linears):  # the largest first, while there is least beside it
+            stored = module.stored()
+            if module.pack():
+                for x in stored:
+                    release(x)
 
     def replace_linears(self, change: Callable[[str, Linear], nn.Module]) -> None:
         """Put `change(name, linear)` in the place of every linear of every block."""

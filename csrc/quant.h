@@ -1,0 +1,33 @@
+// Kernels of matrices in 4 or 8 bits, in the form of kernels.h.
+//
+// A packed matrix lies in blocks of 16 outputs; a block in units of 32 inputs, those beyond d_in being 0; a
+// unit in 64-byte vectors of 16 outputs x 4 bytes. For 8 bits vector v holds inputs 4 v to 4 v + 3, each
+// stored + 128; for 4 bits inputs 8 v to 8 v + 3 in the low halves and 8 v + 4 to 8 v + 7 in the high ones.
+// Every instruction set reads this one form.
+#pragma once
+
+#include <stdint.h>
+
+#define GS_QUANT_BLOCK 16
+#define GS_QUANT_UNIT 32
+#define GS_FLOAT16 2
+
+struct gs_quant_call {
+    const void* x;          // [n_rows, d_in]
+    void* y;                // [n_rows, d_out]
+    const uint8_t* values;  // [blocks, units, 64 * bits]
+    const void* scales;     // [blocks, groups, 16]
+    const uint8_t* zeros;   // as scales; null where every group's is the middle one
+    void* scratch;          // n_rows * units * 40 bytes
+    int64_t n_rows, d_in, d_out;
+    int64_t group_units;  // units that share a scale
+    int32_t bits, dtype, scale_dtype;
+};
+
+#define GS_QUANT_KERNELS(KERNEL)                                                                              \
+    /* kernels.quantized.plain_quantized_linear with rounded activations. */                                  \
+    KERNEL(quantized_linear, (const gs_quant_call* call), (call))                                             \
+    /* From values as kernels.quantized has them. */                                                          \
+    KERNEL(pack_quantized,                                                                                    \
+           (const uint8_t* values, uint8_t* packed, int64_t d_in, int64_t d_out, int32_t bits),               \
+           (values, packed, d_in, d_out, bits))

@@ -1,0 +1,134 @@
+"""Linears of matrices in 4 or 8 bits by integer products: the fast equal of quantized.plain_quantized_linear.
+
+The form they read is described in csrc/quant.h. It is one for all instruction sets.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gemsmith.kernels import native
+from gemsmith.kernels.operators import define
+from gemsmith.kernels.quantized import ACTIVATION_GROUP, Quantized, Scheme, pack_nibbles
+
+# Of csrc/quant.h.
+_BLOCK = 16
+_SCRATCH_BYTES = 40
+_SCALE_DTYPES = {**native.DTYPES, torch.float16: 2}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix in few bits in the order the kernels read it: blocks of 16 outputs.
+
+    Attributes:
+        values: uint8 [blocks, units of 32 inputs, 64 * bits].
+        scales: [blocks, groups, 16], in the dtype they came in.
+        zeros: uint8 as `scales`; None where the middle value means 0.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+
+def can_pack(q: Quantized) -> bool:
+    """Tell whether the kernels know this scheme here."""
+    group = q.scheme.group
+    return native.is_loaded() and q.values.device.type == "cpu" and (group is None or group % ACTIVATION_GROUP == 0)
+
+
+def pack(q: Quantized) -> Packed:
+    """Return the matrix in the order the kernels read it, all threads at work."""
+    d_out, d_in = q.shape
+    n_blocks, n_units = -(-d_out // _BLOCK), -(-d_in // ACTIVATION_GROUP)
+    values, packed = q.values.contiguous(), torch.empty(n_blocks, n_units, 64 * q.scheme.bits, dtype=torch.uint8)
+    native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
+    zeros = q.zeros
+    if zeros is not None:
+        zeros = _blocks(_flip(zeros) if q.scheme.bits == 8 else zeros)
+    return Packed(q.scheme, q.shape, packed, _blocks(q.scales), zeros)
+
+
+def unpack(packed: Packed, rows: Int[Tensor, " R"] | None = None) -> Quantized:
+    """Return the matrix in its plain order, or the matrix of some of its rows."""
+    (d_out, d_in), bits = packed.shape, packed.scheme.bits
+    rows = torch.arange(d_out) if rows is None else rows
+    scales = _rows(packed.scales, rows)
+    zeros = None if packed.zeros is None else _rows(packed.zeros, rows)
+    lanes = packed.values.view(len(packed.values), -1, _BLOCK, 4)[rows // _BLOCK, :, rows % _BLOCK]
+    if bits == 8:
+        values = _flip(lanes.flatten(1))[:, :d_in].contiguous()
+        zeros = None if zeros is None else _flip(zeros)
+    else:
+        inputs = torch.cat((lanes & 15, lanes >> 4), dim=-1).flatten(1)
+        values = pack_nibbles(inputs[:, :d_in])
+    return Quantized(packed.scheme, (len(rows), d_in), values, scales, zeros)
+
+
+def is_suitable(x: Tensor, packed: Packed) -> bool:
+    """Tell whether the kernels serve this input: they have no gradient."""
+    return native.serves(x) and packed.values.device == x.device and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def linear(x: Float[Tensor, "*T d_in"], packed: Packed) -> Float[Tensor, "*T d_out"]:
+    """Return plain_quantized_linear(x, q, rounds_activations=True)."""
+    group = packed.scheme.group or 0
+    y = _linear(
+        x.reshape(-1, x.shape[-1]), packed.values, packed.scales, packed.zeros, packed.scheme.bits, group,
+        packed.shape[0],
+    )  # fmt: skip
+    return y.view(*x.shape[:-1], packed.shape[0])
+
+
+class _Call(ctypes.Structure):
+    """gs_quant_call of csrc/quant.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "y", "values", "scales", "zeros", "scratch")),
+        *((name, ctypes.c_int64) for name in ("n_rows", "d_in", "d_out", "group_units")),
+        *((name, ctypes.c_int32) for name in ("bits", "dtype", "scale_dtype")),
+    ]
+
+
+def _forward(
+    x: Tensor, values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, d_out: int
+) -> Tensor:
+    x, n_units = x.contiguous(), values.shape[1]
+    y = x.new_empty(x.shape[0], d_out)
+    scratch = torch.empty(x.shape[0] * n_units * _SCRATCH_BYTES, dtype=torch.uint8)
+    call = _Call(
+        x.data_ptr(), y.data_ptr(), values.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
+        scratch.data_ptr(), x.shape[0], x.shape[1], d_out, group // ACTIVATION_GROUP or n_units, bits,
+        native.DTYPES[x.dtype], _SCALE_DTYPES[scales.dtype],
+    )  # fmt: skip
+    native.need().gs_quantized_linear(ctypes.byref(call))
+    return y
+
+
+_linear = define(
+    "quantized_linear(Tensor x, Tensor values, Tensor scales, Tensor? zeros, int bits, int group, int d_out) -> Tensor",
+    compute=_forward,
+    shape=lambda x, values, scales, zeros, bits, group, d_out: x.new_empty(x.shape[0], d_out),
+)
+
+
+def _flip(values: Tensor) -> Tensor:
+    """Return int8 as uint8 that counts from -128, and back."""
+    return values.view(torch.uint8).bitwise_xor(128).view(torch.int8 if values.dtype == torch.uint8 else torch.uint8)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """Bring [d_out, n_groups] into blocks of 16 outputs: [blocks, n_groups, 16]."""
+    return F.pad(x, (0, 0, 0, -len(x) % _BLOCK)).view(-1, _BLOCK, x.shape[1]).transpose(1, 2).contiguous()
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of what _blocks has brought into blocks."""
+    return x[rows // _BLOCK, :, rows % _BLOCK]
