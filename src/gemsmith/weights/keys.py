@@ -18,6 +18,9 @@ _HARMLESS = """
 """
 HARMLESS = frozenset(_HARMLESS.split())
 
+# Says how matrices are stored; read by weights/compressed.py.
+QUANTIZATION = "quantization_config"
+
 _OFF = (None, False)
 # Would change the numbers at any other value; this network has no such part.
 FIXED: dict[str, tuple[object, ...]] = {
@@ -30,7 +33,7 @@ FIXED: dict[str, tuple[object, ...]] = {
     "cross_attention_hidden_size": (None,),
     "tie_encoder_decoder": _OFF,
     "pruned_heads": (None, {}),
-    "quantization_config": (None,),
+    QUANTIZATION: (None,),
     "partial_rotary_factor": (None, 1.0),
     "attn_implementation": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),
     "_attn_implementation": (None, "eager", "sdpa", "flash_attention_2", "flex_attention"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gemsmith.errors import CheckpointError
-from gemsmith.weights.header import WEIGHT_DTYPES, Entry
+from gemsmith.weights.header import TORCH_DTYPES, Entry
 
 _BUFFER_BYTES = 8 << 20
 
@@ -79,4 +79,4 @@ class MappedFiles:
 
 def stored_dtype(entry: Entry) -> torch.dtype:
     """Return the dtype a tensor has in its file."""
-    return getattr(torch, WEIGHT_DTYPES[entry.dtype])
+    return getattr(torch, TORCH_DTYPES[entry.dtype])

@@ -47,17 +47,22 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
 
 
-def check_fits(config: ModelConfig, dtype: str, *, device: str = "cpu", name: str = "model") -> None:
+def check_fits(
+    config: ModelConfig, dtype: str, *, device: str = "cpu", name: str = "model", n_bytes: int | None = None
+) -> None:
     """Refuse a model that does not fit, before anything is loaded.
+
+    Args:
+        n_bytes: Of its parameters, where they are not all of `dtype`.
 
     Raises:
         MemoryLimitError: It does not; the dtype that would fit is named.
     """
     available = available_bytes(device)
-    needed = needed_bytes(config, dtype)
+    needed = needed_bytes(config, dtype) if n_bytes is None else n_bytes + WORKSPACE_BYTES
     if needed <= available:
         return
-    smaller = [other for other in ("bfloat16",) if needed_bytes(config, other) <= available and other != dtype]
+    smaller = [other for other in ("bfloat16",) if needed_bytes(config, other) <= min(available, needed - 1)]
     advice = f"Load it with dtype={smaller[0]!r}." if smaller else "No dtype would fit: choose a smaller model."
     raise MemoryLimitError(
         f"{name} must fit into memory; got {in_gb(needed)} needed in {dtype} and {in_gb(available)} free on "

@@ -1,7 +1,8 @@
 """Tensor names: as checkpoints spell them <-> as the network's parameters are called."""
 
-HEAD = "lm_head.weight"
-EMBEDDING = "embed_tokens.weight"
+HEAD_MODULE, EMBEDDING_MODULE = "lm_head", "embed_tokens"
+HEAD = f"{HEAD_MODULE}.weight"
+EMBEDDING = f"{EMBEDDING_MODULE}.weight"
 
 # The text model's place in a checkpoint, longest first: alone, or beside the towers in either of the
 # orders transformers has used (the older order is the one on the hub).
@@ -39,5 +40,5 @@ def parameter_name(tensor_name: str) -> str | None:
 
 
 def tensor_name(parameter_name: str) -> str:
-    """Return the published name of a parameter."""
+    """Return the published name of a parameter or module."""
     return f"model.{parameter_name}"

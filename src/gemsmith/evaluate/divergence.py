@@ -1,0 +1,155 @@
+"""What a changed model loses: perplexity and divergence from the original, with intervals over documents."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gemsmith.data.readers import read_texts
+from gemsmith.errors import DataError
+from gemsmith.evaluate.bpb import windows_of
+from gemsmith.model.layout import Layout
+from gemsmith.model.transformer import Transformer
+from gemsmith.tokenizer import Tokenizer
+
+_SCORES_AT_ONCE = 1 << 22  # logits in memory at one time, of each model
+_N_RESAMPLES = 2000
+_COVERED = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with the range that covers it with 95%, by resampling documents."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What a model loses against the one it was made from.
+
+    Attributes:
+        perplexity: Of the original, then of the changed model, per token.
+        change: Of perplexity, relative: 0.01 is one percent worse.
+        kl: Mean divergence of the changed next-token distribution from the original, in nats.
+        same_choice: Share of tokens after which both find the same token most probable.
+    """
+
+    n_documents: int
+    n_tokens: int
+    perplexity: tuple[float, float]
+    change: Interval
+    kl: Interval
+    same_choice: float
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Over the scored tokens of one document."""
+
+    n_tokens: int
+    nll_a: float
+    nll_b: float
+    kl: float
+    n_same: int
+
+
+@torch.no_grad()
+def divergence(
+    original: Transformer, changed: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *, n_tokens: int = 100_000
+) -> Divergence:
+    """Run both models over texts, each for itself after BOS, and compare.
+
+    Args:
+        n_tokens: Stop after the document in which that many have been scored.
+
+    Raises:
+        DataError: There are fewer than two documents with anything to score, so there is no interval.
+    """
+    context = min(original.config.max_seq_len, changed.config.max_seq_len)
+    documents: list[_Sums] = []
+    for text in texts:
+        sums = [
+            _score(original, changed, window.token_ids, n_scored=window.n_scored)
+            for window in windows_of([tokenizer.bos_id, *tokenizer.encode(text)], context)
+        ]
+        if sums:
+            documents.append(_Sums(*(sum(getattr(s, f) for s in sums) for f in _Sums.__dataclass_fields__)))
+        if sum(document.n_tokens for document in documents) >= n_tokens:
+            break
+    if len(documents) < 2:
+        raise DataError(
+            f"texts must be at least 2 with something to score; got {len(documents)}. Check file and field."
+        )
+    return _summary(documents)
+
+
+def file_divergence(
+    original: Transformer, changed: Transformer, tokenizer: Tokenizer, path: Path, *, field: str = "text", n_tokens: int
+) -> Divergence:
+    """Compare two models on one field of a JSON lines file (plain, .xz, .gz or .bz2).
+
+    Raises:
+        DataError: The file cannot be read, or holds too little.
+    """
+    return divergence(original, changed, tokenizer, read_texts(path, field), n_tokens=n_tokens)
+
+
+def _score(a: Transformer, b: Transformer, token_ids: list[int], *, n_scored: int) -> _Sums:
+    ids = torch.tensor(token_ids)
+    layout = Layout.packed([len(token_ids)])
+    first = len(token_ids) - n_scored
+    states = [network.hidden(ids, layout)[first - 1 : -1] for network in (a, b)]
+    targets = ids[first:, None]
+    chunk = max(1, _SCORES_AT_ONCE // a.config.vocab_size)
+    sums = torch.zeros(4, dtype=torch.float64)
+    for start in range(0, n_scored, chunk):
+        part = slice(start, start + chunk)
+        p, q = (n.logits(x[part]).log_softmax(-1) for n, x in zip((a, b), states, strict=True))
+        sums += _part_sums(p, q, targets[part])
+    nll_a, nll_b, kl, n_same = sums.tolist()
+    return _Sums(n_scored, nll_a, nll_b, kl, int(n_same))
+
+
+def _part_sums(p: Float[Tensor, "T V"], q: Float[Tensor, "T V"], targets: Tensor) -> Float[Tensor, " four"]:
+    return torch.stack(
+        [
+            -p.gather(-1, targets).double().sum(),
+            -q.gather(-1, targets).double().sum(),
+            (p.exp() * (p - q)).double().sum(),
+            (p.argmax(-1) == q.argmax(-1)).double().sum(),
+        ]
+    )
+
+
+def _summary(documents: list[_Sums]) -> Divergence:
+    table = torch.tensor([[d.n_tokens, d.nll_a, d.nll_b, d.kl] for d in documents], dtype=torch.float64)
+    n_tokens, nll_a, nll_b, _ = table.sum(0).tolist()
+    return Divergence(
+        n_documents=len(documents),
+        n_tokens=int(n_tokens),
+        perplexity=(math.exp(nll_a / n_tokens), math.exp(nll_b / n_tokens)),
+        change=_interval(table, lambda sums: ((sums[..., 2] - sums[..., 1]) / sums[..., 0]).expm1()),
+        kl=_interval(table, lambda sums: sums[..., 3] / sums[..., 0]),
+        same_choice=sum(document.n_same for document in documents) / n_tokens,
+    )
+
+
+def _interval(table: Float[Tensor, "n four"], of: Callable[[Tensor], Tensor]) -> Interval:
+    """Return a number of the sums, and its quantiles over documents drawn again with replacement.
+
+    Source: the percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    """
+    draws = torch.randint(len(table), (_N_RESAMPLES, len(table)), generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(_N_RESAMPLES, len(table), dtype=torch.float64)
+    counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    found = of(counts @ table)
+    tail = (1 - _COVERED) / 2
+    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(float(of(table.sum(0))), low, high)
