@@ -79,7 +79,19 @@ def test_model_never_sees_a_tokenizer_or_a_file() -> None:
 
 
 # What recipes share. Every other file of the folder is a recipe of its own.
-PARTS = {"__init__", "dial", "export", "options", "plot", "recipe", "run_folder"}
+PARTS = {
+    "__init__",
+    "dial",
+    "export",
+    "options",
+    "plot",
+    "recipe",
+    "run_folder",
+    "budget",
+    "gptq",
+    "quantize",
+    "schemes",
+}
 # The proof of a recipe runs that recipe.
 PROVED = {"prove": {"gemsmith.recipes.pretrain"}}
 

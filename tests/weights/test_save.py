@@ -19,7 +19,7 @@ from safetensors import safe_open
 from gemsmith.errors import CheckpointError, ConfigError, StorageError
 from gemsmith.model.linear import LowRank
 from gemsmith.model.transformer import Transformer
-from gemsmith.weights import save
+from gemsmith.weights import save, shards
 from gemsmith.weights.folder import load_network
 from gemsmith.weights.generation import read_generation_config
 from gemsmith.weights.manifest import read_manifest, verify_hashes
@@ -43,7 +43,7 @@ def test_stored_tensors_are_the_parameters_in_the_dtype_asked_for(dtype: Any, tm
 
 
 def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save, "_PIECE_ITEMS", 7)
+    monkeypatch.setattr(shards, "_PIECE_ITEMS", 7)
     network = tiny_network("gemma2")
     loaded = load_network(save_folder(tmp_path / "m", network)).network
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
@@ -119,7 +119,7 @@ def test_a_failing_disk_leaves_the_old_folder(
     folder = save_folder(tmp_path / "m", tiny_network("gemma2"))
     before = snapshot(folder)
     place = {
-        "shard": (save, "_write_shard"),
+        "shard": (save, "write_shard"),
         "json": (Path, "write_text"),
         "sync": (save, "_sync"),
         "put": (save, "_put"),
@@ -175,7 +175,7 @@ def test_an_interrupted_save_leaves_the_old_folder(tmp_path: Path, monkeypatch: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gemsmith.weights import save
+from gemsmith.weights import save, shards
 from tiny import tiny_network
 step = getattr(save, sys.argv[2])
 def die(*args, **kwargs):
@@ -188,9 +188,7 @@ save.save_folder(sys.argv[1], tiny_network("gemma3"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "step", ["_write_shard before", "_sync before", "_put before", "_exchange after", "_put after"]
-)
+@pytest.mark.parametrize("step", ["write_shard before", "_sync before", "_put before", "_exchange after", "_put after"])
 def test_a_killed_save_leaves_one_whole_folder(step: str, tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "m", tiny_network("gemma2"))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

@@ -25,7 +25,7 @@ _TOP: dict[str, tuple[object, ...] | None] = {
     "sparsity_config": _EMPTY, "transform_config": _EMPTY, "moe_sparsity_config": _EMPTY,
 }  # fmt: skip
 _GROUP: dict[str, tuple[object, ...] | None] = {
-    "targets": None, "weights": None, "format": _FORMATS[:3] + (None,), "input_activations": (None,),
+    "targets": None, "weights": None, "format": (*_FORMATS[:3], None), "input_activations": (None,),
     "output_activations": (None,),
 }  # fmt: skip
 _WEIGHTS: dict[str, tuple[object, ...] | None] = {

@@ -1,4 +1,4 @@
-"""A quantised matrix <-> its tensors in a file of the compressed-tensors layout.
+"""A quantized matrix <-> its tensors in a file of the compressed-tensors layout.
 
 Packed, values are unsigned (the smallest one is 0) and fill 32-bit words from their low end along a
 row, zeros likewise down a column. Plain, they are int8 as they are.

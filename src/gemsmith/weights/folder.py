@@ -1,7 +1,8 @@
 """A model folder -> a network. Everything is checked by the headers before anything is allocated."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
@@ -9,14 +10,18 @@ from torch import Tensor, nn
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CheckpointError, ConfigError
+from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.transformer import Transformer
+from gemsmith.weights.compressed import parse_quantization
 from gemsmith.weights.generation import read_generation_config
 from gemsmith.weights.header import WEIGHT_DTYPES, Entry
 from gemsmith.weights.json_file import read_json
+from gemsmith.weights.keys import QUANTIZATION
 from gemsmith.weights.manifest import Manifest, check_manifest
 from gemsmith.weights.mapped import MappedFiles, stored_dtype
-from gemsmith.weights.memory import check_fits
+from gemsmith.weights.memory import DTYPE_BYTES, check_fits
 from gemsmith.weights.names import EMBEDDING, HEAD, parameter_name
+from gemsmith.weights.quantized import choose_schemes, load_quantized, n_bytes_of, paths_of, take_quantized
 from gemsmith.weights.save import save_folder
 from gemsmith.weights.tensors import find_tensors
 from gemsmith.weights.wire import parse_config
@@ -37,6 +42,7 @@ class LoadReport:
         skipped: Tensors passed over by name: image and audio towers, stored rotary tables, a tied head.
         cast: Tensors whose dtype in the file was another one.
         manifest: None for a folder published without one.
+        schemes: How each quantized module is stored, by its name.
     """
 
     folder: Path
@@ -46,6 +52,7 @@ class LoadReport:
     skipped: tuple[str, ...]
     cast: tuple[str, ...]
     manifest: Manifest | None
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,24 @@ def read_config(folder: Path, *, allow_config_keys: Collection[str] = ()) -> Mod
         ConfigError: The configuration cannot be computed by this network, or has an unknown key.
     """
     path = folder / CONFIG_FILE
-    config = parse_config(read_json(path), allow_config_keys=allow_config_keys, source=str(path))
+    raw = {key: value for key, value in read_json(path).items() if key != QUANTIZATION}
+    config = parse_config(raw, allow_config_keys=allow_config_keys, source=str(path))
     more = [
         token_id for token_id in read_generation_config(folder).get("eos_ids", ()) if token_id not in config.eos_ids
     ]
     return config.replace(eos_ids=(*config.eos_ids, *more))
+
+
+def read_schemes(folder: Path) -> frozenset[Scheme]:
+    """Return the schemes the quantized tensors of a folder may have; none for a dense model.
+
+    Raises:
+        CheckpointError: The folder has no readable config.json.
+        ConfigError: Its quantization is of another kind, or has a key that could change the numbers.
+    """
+    path = folder / CONFIG_FILE
+    raw = read_json(path).get(QUANTIZATION)
+    return frozenset() if raw is None else parse_quantization(raw, source=str(path))
 
 
 def load_network(
@@ -102,11 +122,23 @@ def load_network(
     entries = find_tensors(folder)
     config = read_config(folder, allow_config_keys=allow_config_keys)
     network = Transformer(config, device="meta")
-    matched, skipped = _match(entries, network, folder)
+    declared = read_schemes(folder)
+    stores, entries = take_quantized(entries, network) if declared else ({}, entries)
+    schemes = choose_schemes(stores, network, declared)
+    matched, skipped = _match(entries, network, folder, quantized=schemes)
     target = _target_dtype(dtype, matched)
-    check_fits(config, target, device=str(device), name=f"model {str(folder)!r}")
+    n_small = n_bytes_of(stores)
+    n_dense = sum(prod(entry.shape) for entry in matched.values()) * DTYPE_BYTES[target]
+    check_fits(
+        config,
+        target,
+        device=str(device),
+        name=f"model {str(folder)!r}",
+        n_bytes=n_small + n_dense if schemes else None,
+    )
     manifest = check_manifest(folder)
-    files = MappedFiles(entry.path for entry in matched.values())
+    files = MappedFiles([*paths_of(stores), *(entry.path for entry in matched.values())])
+    load_quantized(network, stores, schemes, files=files, device=torch.device(device))
     head = matched.pop(HEAD, None)
     if head is not None:
         _check_tied(files.view(head), files.view(matched[EMBEDDING]), head.name, folder)
@@ -120,22 +152,27 @@ def load_network(
     report = LoadReport(
         folder=folder,
         dtype=target,
-        n_bytes=sum(entry.n_bytes for entry in matched.values()),
+        n_bytes=n_small + sum(entry.n_bytes for entry in matched.values()),
         is_mapped=torch.device(device).type == "cpu" and len(cast) < len(matched),
         skipped=skipped,
         cast=cast,
         manifest=manifest,
+        schemes=schemes,
     )
     return LoadedNetwork(network.eval(), config, report, files)
 
 
 def _match(
-    entries: Mapping[str, Entry], network: Transformer, folder: Path
+    entries: Mapping[str, Entry], network: Transformer, folder: Path, *, quantized: Collection[str]
 ) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """Return the tensor of every parameter (and of a stored head), and the names passed over."""
-    wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    """Return the tensor of every dense parameter (and of a stored head), and the names passed over."""
+    wanted = {
+        name: tuple(parameter.shape)
+        for name, parameter in network.named_parameters()
+        if name.removesuffix(".weight") not in quantized
+    }
     # A stored head has the shape of the embedding, which it must equal.
-    shapes = {**wanted, HEAD: wanted[EMBEDDING]}
+    shapes = wanted | ({HEAD: wanted[EMBEDDING]} if EMBEDDING in wanted else {})
     matched: dict[str, Entry] = {}
     skipped = []
     for entry in entries.values():
@@ -161,7 +198,7 @@ def _match(
         if entry.dtype not in WEIGHT_DTYPES:
             raise CheckpointError(
                 f"tensor {entry.name!r} must be of {', '.join(WEIGHT_DTYPES)}; got {entry.dtype} in {str(folder)!r}. "
-                "Quantised weights are not read by this version."
+                "Quantized weights need a quantization_config in config.json."
             )
         matched[name] = entry
     missing = [name for name in wanted if name not in matched]

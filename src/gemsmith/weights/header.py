@@ -21,7 +21,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 # The ones a network's weights may have, by torch's names.
 WEIGHT_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# The same with the ones its quantised weights may have.
+# The same with the ones its quantized weights may have.
 TORCH_DTYPES = WEIGHT_DTYPES | {"I8": "int8", "U8": "uint8", "I32": "int32", "I64": "int64"}
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -15,23 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gemsmith.errors import CheckpointError, ConfigError, StorageError
+from gemsmith.model.linear import Linear
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
+from gemsmith.weights.compressed import render_quantization
 from gemsmith.weights.generation import GENERATION_FILE, render_generation_config
-from gemsmith.weights.header import WEIGHT_DTYPES
+from gemsmith.weights.keys import QUANTIZATION
 from gemsmith.weights.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest, remember_sha256, sha256_of
-from gemsmith.weights.memory import in_gb
+from gemsmith.weights.memory import DTYPE_BYTES, in_gb
 from gemsmith.weights.names import tensor_name
+from gemsmith.weights.quantized import quantized_modules, store_module
 from gemsmith.weights.render import render_config
-from gemsmith.weights.tensors import INDEX_FILE, SINGLE_FILE
+from gemsmith.weights.shards import Stored, dense, index_of, split, write_shard
+from gemsmith.weights.tensors import INDEX_FILE
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Tensors start at a multiple of it, so that a mapped file feeds vector loads without a copy.
-_ALIGNMENT = 64
-_PIECE_ITEMS = 16 << 20
 _STALE_SECONDS = 24 * 3600
 
 
@@ -51,7 +49,7 @@ def save_folder(
     the old folder as it was. Files of the old folder that belong to no model stay.
 
     Args:
-        dtype: Of the stored weights; None keeps the embedding's.
+        dtype: Of the stored weights that are not in few bits; None keeps the last norm's.
         max_shard_bytes: Larger weights are split into files of at most that length.
         generation: Sampling to suggest, with the keys of generation_config.json.
         lineage: Record of the model's origin, kept in MANIFEST.json.
@@ -63,17 +61,17 @@ def save_folder(
     """
     folder = Path(folder).expanduser().resolve()
     name = _dtype_name(dtype, network)
-    tensors = _published(network)
+    tensors = _published(network, getattr(torch, name))
     config = network.config
     texts = {
-        "config.json": render_config(config, dtype=name),
+        "config.json": render_config(config, dtype=name) | _quantization(network),
         GENERATION_FILE: render_generation_config(config.eos_ids, config.bos_id, config.pad_id, **(generation or {})),
     }
-    shards = _split(tensors, _ITEM_BYTES[name], max_shard_bytes)
-    with _replacing(folder, n_bytes=config.n_params * _ITEM_BYTES[name]) as temporary:
-        records = {file_name: _write_shard(temporary / file_name, part, name) for file_name, part in shards.items()}
+    shards = split(tensors, max_shard_bytes)
+    with _replacing(folder, n_bytes=sum(tensor.n_bytes for tensor in tensors.values())) as temporary:
+        records = {file_name: write_shard(temporary / file_name, part) for file_name, part in shards.items()}
         if len(shards) > 1:
-            texts[INDEX_FILE] = _index(shards, _ITEM_BYTES[name])
+            texts[INDEX_FILE] = index_of(shards)
         for file_name, raw in texts.items():
             (temporary / file_name).write_text(json.dumps(raw, indent=2) + "\n")
         if tokenizer is not None:
@@ -87,71 +85,39 @@ def save_folder(
 
 
 def _dtype_name(dtype: torch.dtype | str | None, network: Transformer) -> str:
-    name = str(network.embed_tokens.weight.dtype if dtype is None else dtype).removeprefix("torch.")
-    if name not in _ITEM_BYTES:
-        raise ConfigError(f"dtype must be one of {', '.join(_ITEM_BYTES)}; got {name!r}. Choose one of them.")
+    name = str(network.norm.weight.dtype if dtype is None else dtype).removeprefix("torch.")
+    if name not in DTYPE_BYTES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPE_BYTES)}; got {name!r}. Choose one of them.")
     return name
 
 
-def _published(network: Transformer) -> dict[str, Tensor]:
-    """Return the parameters by their published names, once they are exactly the configuration's."""
+def _quantization(network: Transformer) -> dict[str, Any]:
+    schemes = {name: q.scheme for name, q in quantized_modules(network).items()}
+    linears = [name for name, module in network.named_modules() if isinstance(module, Linear)]
+    return {QUANTIZATION: render_quantization(schemes, linears)} if schemes else {}
+
+
+def _published(network: Transformer, dtype: torch.dtype) -> dict[str, Stored]:
+    """Return what is stored of a network by published names, once that is exactly its configuration."""
+    quantized = quantized_modules(network)
     wanted = {name: tuple(p.shape) for name, p in Transformer(network.config, device="meta").named_parameters()}
     found = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    found |= {f"{name}.weight": q.shape for name, q in quantized.items()}
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
                 f"network must hold the parameters of its configuration; got {name!r} of shape {found.get(name)} where "
-                f"{wanted.get(name)} is expected. Merge adapters and unpack quantised linears before saving."
+                f"{wanted.get(name)} is expected. Merge adapters before saving."
             )
-    return {tensor_name(name): parameter.detach() for name, parameter in network.named_parameters()}
-
-
-def _split(tensors: Mapping[str, Tensor], item_bytes: int, max_bytes: int) -> dict[str, dict[str, Tensor]]:
-    parts: list[dict[str, Tensor]] = [{}]
-    n_bytes = 0
-    for name, tensor in tensors.items():
-        n_tensor = tensor.numel() * item_bytes
-        if parts[-1] and n_bytes + n_tensor > max_bytes:
-            parts.append({})
-            n_bytes = 0
-        parts[-1][name] = tensor
-        n_bytes += n_tensor
-    if len(parts) == 1:
-        return {SINGLE_FILE: parts[0]}
-    return {f"model-{index:05}-of-{len(parts):05}.safetensors": part for index, part in enumerate(parts, 1)}
-
-
-def _index(shards: Mapping[str, Mapping[str, Tensor]], item_bytes: int) -> dict[str, Any]:
-    places = {name: file_name for file_name, part in shards.items() for name in part}
-    total = sum(tensor.numel() for part in shards.values() for tensor in part.values())
-    return {"metadata": {"total_parameters": total, "total_size": total * item_bytes}, "weight_map": places}
-
-
-def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str) -> FileRecord:
-    """Write one safetensors file piece by piece; beside the network only one piece is in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    code = next(code for code, name in WEIGHT_DTYPES.items() if name == dtype)
-    start = 0
-    for name, tensor in tensors.items():
-        stop = start + tensor.numel() * _ITEM_BYTES[dtype]
-        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, stop]}
-        start = stop
-    table = json.dumps(header, separators=(",", ":")).encode()
-    table += b" " * (-(8 + len(table)) % _ALIGNMENT)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in _pieces(len(table).to_bytes(8, "little") + table, tensors.values(), getattr(torch, dtype)):
-            file.write(piece)
-            digest.update(piece)
-    return FileRecord(path.stat().st_size, digest.hexdigest())
-
-
-def _pieces(head: bytes, tensors: Any, dtype: torch.dtype) -> Iterator[Any]:
-    yield head
-    for tensor in tensors:
-        dense = tensor.to_dense() if tensor.is_mkldnn else tensor  # packed for inference: one at a time
-        for piece in dense.reshape(-1).split(_PIECE_ITEMS):
-            yield piece.to(device="cpu", dtype=dtype).view(torch.uint8).numpy()
+    parameters = dict(network.named_parameters())
+    tensors: dict[str, Stored] = {}
+    for name in wanted:
+        module = name.removesuffix(".weight")
+        if module in quantized:
+            tensors |= store_module(module, quantized[module])
+        else:
+            tensors[tensor_name(name)] = dense(parameters[name].detach(), dtype)
+    return tensors
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Stored:
 
 
 def split(tensors: Mapping[str, Stored], max_bytes: int) -> dict[str, dict[str, Stored]]:
-    """Return file names with the tensors each holds, in order; a file is longer than `max_bytes` only for one tensor."""
+    """Return file names with the tensors each holds; only one tensor alone may be longer than `max_bytes`."""
     parts: list[dict[str, Stored]] = [{}]
     n_bytes = 0
     for name, tensor in tensors.items():
