@@ -115,7 +115,7 @@ def test_a_mistake_in_a_sharded_folder_is_named(mistake: Callable[[Path], str], 
 
 
 FOREIGN = [
-    ("gemma.gguf", b"GGUF", "holds 'gemma.gguf', a GGUF file. GGUF is not read by this version"),
+    ("gemma.gguf", b"GGUF", "holds 'gemma.gguf', a GGUF file. Name the file itself"),
     ("weights", b"GGUF\3", "holds 'weights', a GGUF file"),
     ("pytorch_model.bin", b"PK\3\4", "holds 'pytorch_model.bin', a pickle. A pickle can run code"),
     ("weights", b"PK\3\4", "holds 'weights', a pickle in a zip archive. A pickle can run code"),

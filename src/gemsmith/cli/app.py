@@ -28,6 +28,8 @@ VERBS = {
     "pull": ("gemsmith.cli.pull:pull", "Download a model."),
     "info": ("gemsmith.cli.info:info", "Show a model's size, layers and memory."),
     "verify": ("gemsmith.cli.verify:verify", "Check that two models are the same, or that a folder is intact."),
+    "convert": ("gemsmith.cli.convert:convert", "Write a model as one GGUF file."),
+    "quantize": ("gemsmith.cli.quantize:quantize", "Write a model in 4 or 8 bits."),
     "eval": ("gemsmith.cli.evaluate:app", "Measure a model."),
     "data": ("gemsmith.cli.data:app", "Turn texts into shards to train from."),
     "pretrain": ("gemsmith.cli.pretrain:pretrain", "Train a model from a recipe and a folder of text."),

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    Parameter(alias="-m", help='The box ("pebble"), a folder, or a pulled name such as google/gemma-2-2b-it.'),
+    Parameter(
+        alias="-m", help='The box ("pebble"), a folder, a GGUF file, or a pulled name such as google/gemma-2-2b-it.'
+    ),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead.")]
 

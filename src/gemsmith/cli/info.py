@@ -35,7 +35,7 @@ def info(model: str = "pebble", /, *, context: int | None = None, as_json: AsJso
     """Show a model's size, layers and memory. Needs no weights for members of the family.
 
     Args:
-        model: A preset (gemma-2-2b), a published name, a folder, or a pulled model.
+        model: A preset (gemma-2-2b), a published name, a folder, a GGUF file, or a pulled model.
         context: Tokens the cache is to hold; the model's longest context when left out.
     """
     from gemsmith.model.cache import DEFAULT_SLACK
@@ -69,13 +69,13 @@ def info(model: str = "pebble", /, *, context: int | None = None, as_json: AsJso
 
 
 def find_config(name: str) -> tuple[ModelConfig, Path | None]:
-    """Return a model's configuration and, where it is on this machine, its folder.
+    """Return a model's configuration and, where it is on this machine, its folder or file.
 
     Raises:
         ModelNotFoundError: No folder, pulled model or member of the family has that name.
     """
     from gemsmith.weights.catalog import find_model
-    from gemsmith.weights.folder import read_config
+    from gemsmith.weights.opening import open_config
 
     try:
         folder = find_model(name)
@@ -84,7 +84,7 @@ def find_config(name: str) -> tuple[ModelConfig, Path | None]:
             return preset(name), None
         except ModelNotFoundError:
             raise error from None
-    return read_config(folder), folder
+    return open_config(folder), folder
 
 
 def check_context(config: ModelConfig, context: int | None) -> int:

@@ -26,7 +26,8 @@ def verify(
     """Check that two models are the same, or that a folder is intact. Exits with 1 if not.
 
     Args:
-        a: The box ("pebble"), a folder, a pulled name, or "transformers:" and a folder to have it read by that library.
+        a: The box ("pebble"), a folder, a GGUF file, a pulled name, or "transformers:" and a
+            folder to have it read by that library.
         b: The model to compare it with.
         text: A text file to measure the perplexity of both on.
         dtype: What both compute in.
@@ -53,10 +54,16 @@ def verify(
 
 def verify_files(name: str, *, as_json: bool) -> int:
     """Hash every file of a model and compare; a damaged one is an error that names it."""
+    from gemsmith.errors import CheckpointError
     from gemsmith.weights.catalog import find_model
     from gemsmith.weights.manifest import verify_hashes
 
     folder = find_model(name)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"verify --hashes must be given a folder; got the file {str(folder)!r}, which has no record of hashes. "
+            "Compare it with another model instead: gemsmith verify A B."
+        )
     found = verify_hashes(folder)
     if as_json:
         write_json({"folder": str(folder), "files": found})

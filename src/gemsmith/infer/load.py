@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gemsmith.errors import CheckpointError
 from gemsmith.infer.allocator import tune_allocator
 from gemsmith.infer.device import choose_device, choose_dtype
 from gemsmith.infer.lm import GEMMA_SAMPLING, LM
@@ -15,7 +16,9 @@ from gemsmith.infer.sample import Sampling
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.weights.catalog import find_model
 from gemsmith.weights.folder import load_network
+from gemsmith.weights.foreign import is_gguf
 from gemsmith.weights.generation import read_generation_config
+from gemsmith.weights.gguf_load import GgufModel
 from gemsmith.weights.header import WEIGHT_DTYPES
 from gemsmith.weights.tensors import find_tensors
 
@@ -36,12 +39,13 @@ def load(
     One line in the log "gemsmith" says what was chosen. No connection is opened.
 
     Args:
-        name: "pebble" (the model in the box), a folder, or a pulled name such as google/gemma-2-2b-it.
+        name: "pebble" (the model in the box), a folder, a GGUF file, or a pulled name such as google/gemma-2-2b-it.
         device: "cpu", "cuda" or "mps"; the best one here where left out.
         dtype: "bfloat16" or "float32"; where left out that of the file, but float32 on a device that
             only emulates bfloat16.
         allow_config_keys: Unknown keys of config.json to pass over although they could change the numbers.
-        pack: Bring weights on a CPU into their fastest form to multiply; False leaves plain parameters
+        pack: Bring weights on a CPU into their fastest form to multiply, those of a GGUF file in Q8_0 and
+            Q4_0 in their own bits; False leaves plain parameters
             that can be trained and changed.
 
     Raises:
@@ -52,19 +56,22 @@ def load(
         MemoryLimitError: The model does not fit.
     """
     place = choose_device(device)
-    folder = find_model(str(name))
-    stored = stored_dtype(folder)
-    chosen = choose_dtype(dtype, stored=stored, device=place)
+    path = find_model(str(name))
     tune_allocator()
-    loaded = load_network(folder, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
+    if is_gguf(path):
+        model = GgufModel(path, allow_config_keys=allow_config_keys)
+        stored = next(iter(model.formats))
+        chosen = choose_dtype(dtype, stored=model.stored_dtype, device=place)
+        loaded = model.network(dtype=chosen, device=place, is_native=pack and place.type == "cpu")
+        tokenizer, sampling = model.tokenizer(), GEMMA_SAMPLING
+    else:
+        stored = stored_dtype(path)
+        chosen = choose_dtype(dtype, stored=stored, device=place)
+        loaded = load_network(path, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
+        tokenizer, sampling = Tokenizer.load(path), suggested_sampling(read_generation_config(path))
     if pack:
         loaded.network.pack(release=loaded.files.release)
-    lm = LM(
-        loaded.network,
-        Tokenizer.load(folder),
-        name=str(name),
-        sampling=suggested_sampling(read_generation_config(folder)),
-    )
+    lm = LM(loaded.network, tokenizer, name=str(name), sampling=sampling)
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
     said = _words(chosen) if _words(chosen) == stored else f"{_words(chosen)} (stored in {stored})"
     _log.info("%s: %.1fM parameters in %s on %s%s", name, lm.config.n_params / 1e6, said, place, threads)
@@ -72,10 +79,16 @@ def load(
 
 
 def stored_dtype(folder: Path) -> str:
-    """Return the dtype most bytes of a folder's weights are in."""
+    """Return the dtype most bytes of a folder's weights are in, those in few bits aside."""
     n_bytes: Counter[str] = Counter()
     for entry in find_tensors(folder).values():
-        n_bytes[WEIGHT_DTYPES.get(entry.dtype, entry.dtype)] += entry.n_bytes
+        if entry.dtype not in ("I8", "U8", "I32", "I64"):
+            n_bytes[WEIGHT_DTYPES.get(entry.dtype, entry.dtype)] += entry.n_bytes
+    if not n_bytes:
+        raise CheckpointError(
+            f"checkpoint must hold weights in {', '.join(WEIGHT_DTYPES.values())}; got integers alone in "
+            f"{str(folder)!r}. Fetch it again."
+        )
     return n_bytes.most_common(1)[0][0]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import gemsmith
 from gemsmith.config import PUBLISHED, canonical_name, nearest_names
 from gemsmith.errors import CheckpointError, GemsmithError, ModelNotFoundError
-from gemsmith.weights.foreign import not_a_folder
+from gemsmith.weights.foreign import is_gguf, not_a_folder
 from gemsmith.weights.json_file import read_json
+from gemsmith.weights.keys import QUANTIZATION
 from gemsmith.weights.memory import WORKSPACE_BYTES, available_bytes, in_gb
 from gemsmith.weights.tensors import find_tensors
 from gemsmith.weights.wire import MODEL_TYPES, parse_config
@@ -42,10 +43,10 @@ class ModelEntry:
 
 
 def find_model(name: str) -> Path:
-    """Return the folder of a model.
+    """Return the folder of a model, or the GGUF file it is.
 
     Args:
-        name: "pebble", a folder, a hub name or another name of a published model that has been
+        name: "pebble", a folder, a GGUF file, a hub name or another name of a published model that has been
             pulled or lies in the Hugging Face cache, or "kaggle:" and a handle that has been pulled.
 
     Raises:
@@ -58,6 +59,8 @@ def find_model(name: str) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return _complete(path, name)
+    if name and is_gguf(path):
+        return path
     if name and path.exists():
         raise not_a_folder(path)
     if name.startswith(KAGGLE):
@@ -185,7 +188,9 @@ def _entry(name: str, path: Path, place: str) -> ModelEntry | None:
         raw = read_json(path / "config.json")
         if raw.get("model_type") not in MODEL_TYPES:
             return None
-        n_params = parse_config(raw, source=str(path / "config.json")).n_params
+        # How matrices are stored changes no count.
+        text = {key: value for key, value in raw.items() if key != QUANTIZATION}
+        n_params = parse_config(text, source=str(path / "config.json")).n_params
         find_tensors(path)
     except GemsmithError as error:
         note = str(error)

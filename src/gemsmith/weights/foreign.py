@@ -1,15 +1,16 @@
-"""Files that are no weights of ours, named for what they are. Only their first bytes are read."""
+"""Files that are no model folder, named for what they are. Only their first bytes are read."""
 
 from pathlib import Path
 
 from gemsmith.errors import CheckpointError
 
+_GGUF = "a GGUF file"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-_KINDS = {".gguf": "a GGUF file", ".h5": "a Keras weights file", ".keras": "a Keras model", ".onnx": "an ONNX model"}
+_KINDS = {".gguf": _GGUF, ".h5": "a Keras weights file", ".keras": "a Keras model", ".onnx": "an ONNX model"}
 _KINDS |= dict.fromkeys(_PICKLES, "a pickle")
-_MAGIC = {b"GGUF": "a GGUF file", b"\x89HDF": "a Keras weights file", b"PK\x03\x04": "a pickle in a zip archive"}
+_MAGIC = {b"GGUF": _GGUF, b"\x89HDF": "a Keras weights file", b"PK\x03\x04": "a pickle in a zip archive"}
 _ADVICE = {
-    "a GGUF file": "GGUF is not read by this version: take the safetensors folder of the same model.",
+    _GGUF: "Name the file itself, or take the safetensors folder of the same model.",
     "a pickle": "A pickle can run code, so none is ever opened: take the safetensors folder of the same model.",
 }
 _ADVICE["a pickle in a zip archive"] = _ADVICE["a pickle"]
@@ -29,6 +30,11 @@ def file_kind(path: Path) -> str | None:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a pickle"
     return _MAGIC.get(head)
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path names a GGUF file, by its name or its first bytes."""
+    return path.is_file() and file_kind(path) == _GGUF
 
 
 def not_a_folder(path: Path) -> CheckpointError:

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,19 +61,6 @@ class GgufFile:
     tensors: dict[str, GgufTensor]
 
 
-def is_gguf(path: Path) -> bool:
-    """Tell whether a path names a file in this format, by its name or its first bytes."""
-    if not path.is_file():
-        return False
-    if path.suffix.lower() == ".gguf":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC
-    except OSError:
-        return False
-
-
 def read_gguf(path: Path) -> GgufFile:
     """Return the metadata and the tensors of a file, without reading the tensors.
 
@@ -85,7 +73,10 @@ def read_gguf(path: Path) -> GgufFile:
     n_file = path.stat().st_size
     if n_file < 24:
         raise _corrupted(path, f"{n_file} bytes, too few for a head")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), min(n_file, MAX_HEAD_BYTES), access=mmap.ACCESS_READ) as data:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), min(n_file, MAX_HEAD_BYTES), access=mmap.ACCESS_READ) as data,
+    ):
         return _Reader(path, data, n_file).file()
 
 
@@ -136,7 +127,7 @@ class _Reader:
         self.at = start + n_bytes
         return start
 
-    def _number(self, letter: str) -> int:
+    def _number(self, letter: str) -> Any:
         form = "<" + letter
         return struct.unpack_from(form, self.data, self._take(struct.calcsize(form), "a number"))[0]
 
@@ -153,7 +144,9 @@ class _Reader:
         try:
             return self.data[start : self.at].decode()
         except UnicodeDecodeError as error:
-            raise self._wrong(f"{what} with {error.object[error.start : error.start + 1]!r}, which is no UTF-8") from error
+            raise self._wrong(
+                f"{what} with {error.object[error.start : error.start + 1]!r}, which is no UTF-8"
+            ) from error
 
     def _value(self, key: str, kind: int) -> Value:
         if kind == STRING:
@@ -237,7 +230,8 @@ class _Reader:
         if code not in FORMATS:
             raise CheckpointError(
                 f"tensor {name!r} must be in one of {', '.join(block.name for block in FORMATS.values())}; got "
-                f"{FOREIGN.get(code, f'format {code}')} in {str(self.path)!r}. Take a file of the model in one of these."
+                f"{FOREIGN.get(code, f'format {code}')} in {str(self.path)!r}. "
+                "Take a file of the model in one of these."
             )
         return FORMATS[code]
 

@@ -1,7 +1,6 @@
 """The metadata of a GGUF file, asked key by key, each answer of the type that was asked for."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Metadata:
             "Convert the model again, or take another file of it."
         )
 
-    def _or_default(self, key: str, default: float | None) -> Value | None:
+    def _or_default(self, key: str, default: Value | None) -> Value | None:
         value = self.get(key)
         return default if value is None else value
 
@@ -117,5 +116,3 @@ def unknown_keys(metadata: Metadata, known: Sequence[str], allowed: Sequence[str
                 f"could change the numbers. If you know it does not, pass --allow-config-key {key} "
                 f"(allow_config_keys=[{key!r}])."
             )
-
-

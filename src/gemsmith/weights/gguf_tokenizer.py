@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemsmith.errors import ConfigError, TokenizerError
+from gemsmith.errors import ConfigError, GemsmithError, TokenizerError
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.vocabulary.model_file import BYTE, CONTROL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Piece, Vocabulary
 from gemsmith.weights.gguf_metadata import Metadata
@@ -73,7 +73,7 @@ def read_tokenizer(metadata: Metadata, *, allow_config_keys: Collection[str] = (
             )
     try:
         return Tokenizer(Vocabulary.from_pieces(_pieces(metadata)))
-    except TokenizerError:
+    except GemsmithError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise TokenizerError(

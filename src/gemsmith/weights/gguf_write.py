@@ -18,10 +18,11 @@ from gemsmith.config import ModelConfig
 from gemsmith.errors import ConfigError, StorageError
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
+from gemsmith.weights.foreign import is_gguf
 from gemsmith.weights.gguf_blocks import BY_NAME, BlockFormat
 from gemsmith.weights.gguf_config import check_expressible, parse_metadata, render_metadata
 from gemsmith.weights.gguf_encode import encode_blocks
-from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING, GgufFile, is_gguf
+from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING, GgufFile
 from gemsmith.weights.gguf_metadata import Metadata
 from gemsmith.weights.gguf_names import is_shifted, tensor_name
 from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = """\
 {%- for turn in turns -%}
 {%- set role = 'model' if turn['role'] == 'assistant' else turn['role'] -%}
 {%- set before = lead if loop.first else '' -%}
-{{ '<start_of_turn>' + role + '\\n' + (before + (turn['content'] | trim)) | trim + '<end_of_turn>\\n' }}
+{{ '<start_of_turn>' + role + '\\n' + before + (turn['content'] | trim) + '<end_of_turn>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{ '<start_of_turn>model\\n' }}
@@ -160,9 +161,7 @@ def _check_place(path: Path, n_bytes: int) -> None:
         )
 
 
-def _write(
-    file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, BlockFormat]]
-) -> None:
+def _write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, BlockFormat]]) -> None:
     """Write the head, then the tensors piece by piece; beside the network only one piece is in memory."""
     file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():

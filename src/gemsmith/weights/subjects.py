@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import ConfigError, ModelNotFoundError, TokenizerError
-from gemsmith.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+from gemsmith.tokenizer import JSON_FILE, MODEL_FILE
 from gemsmith.weights.catalog import find_model
-from gemsmith.weights.folder import load_network, read_config
+from gemsmith.weights.folder import read_config
+from gemsmith.weights.opening import open_model
 
 TRANSFORMERS = "transformers:"
 Encode = Callable[[str], list[int]]
@@ -50,7 +51,7 @@ def open_subject(name: str, dtype: torch.dtype) -> Subject:
     """Load one side of a comparison.
 
     Args:
-        name: A folder, a pulled name, "pebble", or "transformers:" and a folder for that library's
+        name: A folder, a GGUF file, a pulled name, "pebble", or "transformers:" and a folder for that library's
             own reading of it.
     """
     if not name.startswith(TRANSFORMERS):
@@ -62,8 +63,7 @@ def open_subject(name: str, dtype: torch.dtype) -> Subject:
 
 
 def _own(name: str, dtype: torch.dtype) -> Subject:
-    folder = find_model(name)
-    loaded = load_network(folder, dtype=dtype)
+    loaded, tokenizer = open_model(find_model(name), dtype=dtype)
     network = loaded.network
     places = ["embedding", *(f"layers.{index}" for index in range(loaded.config.n_layers))]
 
@@ -71,14 +71,8 @@ def _own(name: str, dtype: torch.dtype) -> Subject:
         logits, captured = network(torch.tensor([list(token_ids)]), capture=places)
         return Trace({place: captured[place][0].float() for place in places}, logits[0])
 
-    return Subject(name, loaded.config, _own_encode(folder), trace)
-
-
-def _own_encode(folder: Path) -> Encode | None:
-    if not _has_tokenizer(folder):
-        return None
-    tokenizer = Tokenizer.load(folder)
-    return lambda text: tokenizer.encode(text, control=True)
+    encode = None if tokenizer is None else lambda text: tokenizer.encode(text, control=True)
+    return Subject(name, loaded.config, encode, trace)
 
 
 def _foreign(name: str, folder: Path, dtype: torch.dtype) -> Subject:
