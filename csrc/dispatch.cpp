@@ -53,10 +53,12 @@ Processor examine() {
     const unsigned long long ymm = 0x6, zmm = 0xe6, tiles = 0x60000;
     found.avx2 = (saved & ymm) == ymm && fma && f16c && has_bit(b, 5);
     bool foundation = has_bit(b, 16), dq = has_bit(b, 17), bw = has_bit(b, 30), vl = has_bit(b, 31);
+    bool vnni = has_bit(c, 11);
     found.avx512 = found.avx2 && (saved & zmm) == zmm && foundation && dq && bw && vl;
     bool amx_bf16 = has_bit(d, 22), amx_tile = has_bit(d, 24);
     unsigned n_leaves = a, a1 = 0;
-    if (n_leaves >= 1 && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) found.avx512_bf16 = found.avx512 && has_bit(a1, 5);
+    bool has_more = n_leaves >= 1 && __get_cpuid_count(7, 1, &a1, &b, &c, &d);
+    found.avx512_bf16 = found.avx512 && vnni && has_more && has_bit(a1, 5);
     found.amx = found.avx512_bf16 && (saved & tiles) == tiles && amx_tile && amx_bf16 && may_use_tiles();
     return found;
 }

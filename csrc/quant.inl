@@ -82,9 +82,11 @@ static void quant_product(const gs_quant_call* call, T* y) {
     const QuantRows rows = quant_rows(call);
     round_rows((const T*)call->x, rows, call->d_in, call->zeros ? 1 : BITS == 4 ? 8 : 128);
     const int64_t n_blocks = (call->d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK;
-    const int64_t grain = 1 + 65536 / (call->n_rows * rows.n_units * 64 * BITS);
-    share_out(n_blocks, grain, [&](int64_t begin, int64_t end, int32_t) {
-        for (int64_t block = begin; block < end; block++)
+    // Turns of some 256 KB of products, so that a thread that is held up holds up nobody else.
+    const int64_t turn = 1 + 262144 / (call->n_rows * rows.n_units * 64 * BITS);
+    take_turns((n_blocks + turn - 1) / turn, [&](int64_t item, int32_t) {
+        const int64_t end = (item + 1) * turn < n_blocks ? (item + 1) * turn : n_blocks;
+        for (int64_t block = item * turn; block < end; block++)
             for (int64_t first = 0, size; first < call->n_rows; first += size) {
                 size = tile_rows(first, call->n_rows);
                 if (size == 1) quant_tile<BITS, 1>(call, rows, first, block, y);
