@@ -87,6 +87,7 @@ PARTS = {
     "plot",
     "recipe",
     "run_folder",
+    "balance",
     "budget",
     "gptq",
     "quantize",

@@ -82,5 +82,5 @@ def test_weights_of_other_kinds_are_refused(changes: dict[str, Any], message: st
 def test_rounded_inputs_are_refused() -> None:
     raw = rendered()
     raw["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8}
-    with pytest.raises(ConfigError, match="input_activations must be None; got {'num_bits': 8}"):
+    with pytest.raises(ConfigError, match=r"input_activations must be None; got \{'num_bits': 8\}"):
         parse_quantization(raw)

@@ -97,6 +97,7 @@ def choose(choices: Mapping[tuple[str, ...], Sequence[Choice]], size: int) -> di
     return taken
 
 
+@torch.no_grad()
 def measure(
     network: Transformer, windows: Sequence[Window], *, candidates: Sequence[Scheme]
 ) -> dict[tuple[str, ...], list[Choice]]:

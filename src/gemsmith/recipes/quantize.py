@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from gemsmith.model.attention import Pass
 from gemsmith.model.layout import Layout
 from gemsmith.model.linear import Linear
 from gemsmith.model.transformer import Transformer
+from gemsmith.recipes.balance import balance
 from gemsmith.recipes.gptq import Hessian, gptq
 from gemsmith.recipes.schemes import check_schemes, words_of
 from gemsmith.tokenizer import Tokenizer
@@ -40,7 +42,7 @@ class TensorLoss:
     Attributes:
         scheme: In words.
         n_bytes: In the file, scales and all.
-        error: Norm of the difference, relative to the norm of the tensor.
+        error: Norm of the difference, relative to the norm of the tensor, its channels evened out.
     """
 
     name: str
@@ -112,7 +114,7 @@ def quantize_network(
     release: Callable[[Tensor], None] = lambda _: None,
     tell: Callable[[TensorLoss], None] = lambda _: None,
 ) -> list[TensorLoss]:
-    """Put matrices in few bits into the places of dense ones, first layer first.
+    """Put matrices in few bits into the places of dense ones, first layer first, channels evened out.
 
     With calibration windows, a layer is rounded by GPTQ for the inputs that the layers before it, already
     in few bits, give it; the embedding, whose rows are looked up as they are, is rounded plainly.
@@ -140,11 +142,15 @@ def quantize_network(
         replace(EMBEDDING_MODULE, schemes[EMBEDDING_MODULE])
     states = [network.embed_tokens(window.token_ids) for window in windows or ()]
     for index, layer in enumerate(network.layers):
+        stored = [linear.weight.detach() for linear in layer.modules() if isinstance(linear, Linear)]
+        balance(layer, [name.removeprefix(f"layers.{index}.") for name in schemes])
         for names in stages_of(layer, f"layers.{index}."):
             chosen = [name for name in names if name in schemes]
             hessian = _hessian(network, layer, chosen[0], states, windows) if windows and chosen else None
             for name in chosen:
                 replace(name, schemes[name], hessian)
+        for weight in stored:
+            release(weight)
         for place, window in enumerate(windows or ()):
             states[place] = layer(states[place], Pass(window.layout, None))
     return losses
@@ -176,7 +182,7 @@ def _hessian(network: Transformer, layer: nn.Module, name: str, states: list[Ten
     linear = network.get_submodule(name)
     hessian = Hessian(network.get_parameter(f"{name}.weight").shape[1])
 
-    def take(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def take(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         hessian.add(inputs[0])
         raise _Taken
 

@@ -1,0 +1,68 @@
+"""Divergence: against the definition, zero for equals, with an interval that covers."""
+
+import math
+
+import pytest
+import torch
+
+from gemsmith.errors import DataError
+from gemsmith.evaluate.divergence import divergence
+from gemsmith.model.transformer import Transformer
+from tiny import tiny_network
+from vocab import small_tokenizer
+
+TEXTS = ["the fox and the hare", "a brave fox ran over the hill to the river", "é", "", "one day a wolf came " * 30]
+
+
+def networks() -> tuple[Transformer, Transformer]:
+    return tiny_network(vocab_size=2048, max_seq_len=64), tiny_network(vocab_size=2048, max_seq_len=64, seed=1)
+
+
+def test_equals_the_definition() -> None:
+    a, b = networks()
+    found = divergence(a, b, small_tokenizer(), TEXTS[:3])
+    sums, n_tokens, n_same = [0.0, 0.0, 0.0], 0, 0
+    for text in TEXTS[:3]:
+        ids = [small_tokenizer().bos_id, *small_tokenizer().encode(text)]
+        with torch.no_grad():
+            p, q = (network(torch.tensor([ids]))[0].log_softmax(-1).double() for network in (a, b))
+        for i, token_id in enumerate(ids[1:]):
+            sums[0] -= float(p[i, token_id])
+            sums[1] -= float(q[i, token_id])
+            sums[2] += float((p[i].exp() * (p[i] - q[i])).sum())
+            n_same += int(p[i].argmax() == q[i].argmax())
+        n_tokens += len(ids) - 1
+    assert (found.n_documents, found.n_tokens) == (3, n_tokens)
+    assert found.perplexity == pytest.approx((math.exp(sums[0] / n_tokens), math.exp(sums[1] / n_tokens)), rel=1e-4)
+    assert found.kl.value == pytest.approx(sums[2] / n_tokens, rel=1e-4)
+    assert found.change.value == pytest.approx(math.exp((sums[1] - sums[0]) / n_tokens) - 1, rel=1e-3)
+    assert found.same_choice == n_same / n_tokens
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    a, _ = networks()
+    found = divergence(a, a, small_tokenizer(), TEXTS)
+    assert (found.kl.value, found.kl.high, found.change.low, found.change.high) == (0.0, 0.0, 0.0, 0.0)
+    assert found.same_choice == 1.0
+    assert found.n_documents == 4
+
+
+def test_intervals_surround_their_value_and_narrow_with_more_texts() -> None:
+    a, b = networks()
+    few, many = (divergence(a, b, small_tokenizer(), TEXTS[:2] * n) for n in (1, 20))
+    for found in (few, many):
+        assert found.kl.low <= found.kl.value <= found.kl.high
+        assert found.change.low <= found.change.value <= found.change.high
+    assert many.kl.high - many.kl.low < 0.5 * (few.kl.high - few.kl.low)
+
+
+def test_reading_stops_once_enough_is_scored() -> None:
+    a, b = networks()
+    found = divergence(a, b, small_tokenizer(), TEXTS[:2] * 10, n_tokens=20)
+    assert 20 <= found.n_tokens < 40
+
+
+def test_one_document_gives_no_interval() -> None:
+    a, b = networks()
+    with pytest.raises(DataError, match="texts must be at least 2 with something to score; got 1"):
+        divergence(a, b, small_tokenizer(), ["the fox", ""])
