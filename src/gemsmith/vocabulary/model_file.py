@@ -186,5 +186,8 @@ def _write_field(number: int, value: int | bytes) -> bytes:
 
 
 def _write_piece(piece: Piece) -> bytes:
+    text = piece.text.encode()
+    if piece.kind == NORMAL and len(text) < 0x80:  # nearly every one: the same as below, a few times faster
+        return b"\n%c%b\x15%b" % (len(text), text, struct.pack("<f", piece.score))
     kind = b"" if piece.kind == NORMAL else _write_field(3, piece.kind)
-    return _write_field(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score) + kind
+    return _write_field(1, text) + b"\x15" + struct.pack("<f", piece.score) + kind

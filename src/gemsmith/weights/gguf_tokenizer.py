@@ -15,7 +15,17 @@ import numpy as np
 
 from gemsmith.errors import ConfigError, GemsmithError, TokenizerError
 from gemsmith.tokenizer import Tokenizer
-from gemsmith.vocabulary.model_file import BYTE, CONTROL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Piece, Vocabulary
+from gemsmith.vocabulary.model_file import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    Vocabulary,
+)
 from gemsmith.weights.gguf_metadata import Metadata
 
 MAX_PIECES = 1 << 19
@@ -141,12 +151,13 @@ def _pieces(metadata: Metadata) -> list[Piece]:
     while n_pieces and kinds[n_pieces - 1] == UNUSED and _PADDING.fullmatch(texts[n_pieces - 1]):
         n_pieces -= 1
     listed = zip(texts[:n_pieces], scores.tolist(), kinds.tolist(), strict=False)
-    return [_read(text.decode(), score, kind) for text, score, kind in listed]
+    # Nearly every one is an ordinary piece.
+    return [Piece(t.decode(), score) if kind == NORMAL else _read(t.decode(), score, kind) for t, score, kind in listed]
 
 
 def _read(text: str, score: float, kind: int) -> Piece:
     """Return a piece as SentencePiece has it."""
-    if kind in (1, BYTE):
+    if kind == BYTE:
         return Piece(text, score, kind)
     if text in _CONTROLS:
         return Piece(text, score, CONTROL)
