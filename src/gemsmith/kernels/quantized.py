@@ -163,7 +163,6 @@ def quantize_activations(x: Float[Tensor, "*T d_in"]) -> tuple[Int8[Tensor, "*T 
     largest = grouped.abs().amax(-1)
     inverse = torch.full_like(largest, _LARGEST_ACTIVATION) / largest  # a number / tensor would be rounded twice
     scales = torch.where(inverse.isinf(), 0.0, largest * (1.0 / _LARGEST_ACTIVATION))
-    scales = torch.where(largest.isinf(), torch.nan, scales)
     inverse = torch.where(inverse.isfinite(), inverse, 0.0)
     values = (grouped * inverse[..., None]).round().nan_to_num(0.0)
     return values.to(torch.int8).flatten(-2), scales
