@@ -23,7 +23,7 @@ _SMALLEST = 1e-12
 
 
 @torch.no_grad()
-def balance(layer: nn.Module, chosen: Collection[str]) -> None:
+def balance(layer: nn.Module, chosen: Collection[str], *, shares_values: bool = False) -> None:
     """Even out the channels of a block where all linears concerned are about to be rounded.
 
     Its linears become float32, so that nothing is lost; a norm keeps its dtype, and the readers make up
@@ -31,6 +31,7 @@ def balance(layer: nn.Module, chosen: Collection[str]) -> None:
 
     Args:
         chosen: Names, within the block, of the linears that will be rounded.
+        shares_values: Other blocks read the values of this one too, or it reads another's.
     """
     if not isinstance(layer, Block):
         return
@@ -41,16 +42,22 @@ def balance(layer: nn.Module, chosen: Collection[str]) -> None:
             _balance_norm(_norm(layer, before), [_linear(part, name) for name in names])
         if isinstance(part, FeedForward) and {"mlp.up_proj", "mlp.down_proj"} <= set(chosen):
             _balance_pair(part.up_proj, part.down_proj)
-        if isinstance(part, Attention) and {"self_attn.v_proj", "self_attn.o_proj"} <= set(chosen):
-            spec = part.spec
-            n_groups, n_shared = spec.n_kv_heads, spec.n_heads // spec.n_kv_heads
-            # Query heads that share a key head read the same values.
-            _balance_pair(
-                part.v_proj,
-                part.o_proj,
-                fold=lambda x: x.view(n_groups, n_shared, -1).amax(1).reshape(-1),
-                spread=lambda s: s.view(n_groups, 1, -1).expand(-1, n_shared, -1).reshape(-1),
-            )
+        is_own = isinstance(part, Attention) and not shares_values
+        if is_own and {"self_attn.v_proj", "self_attn.o_proj"} <= set(chosen):
+            _balance_values(part)
+
+
+def _balance_values(part: Attention) -> None:
+    n_groups, n_shared = part.spec.n_kv_heads, part.spec.n_heads // part.spec.n_kv_heads
+
+    # Query heads that share a key head read the same values.
+    def fold(x: Tensor) -> Tensor:
+        return x.view(n_groups, n_shared, -1).amax(1).reshape(-1)
+
+    def spread(s: Tensor) -> Tensor:
+        return s.view(n_groups, 1, -1).expand(-1, n_shared, -1).reshape(-1)
+
+    _balance_pair(part.v_proj, part.o_proj, fold=fold, spread=spread)
 
 
 def _balance_norm(norm: RMSNorm, readers: Sequence[Linear]) -> None:

@@ -140,10 +140,12 @@ def quantize_network(
 
     if EMBEDDING_MODULE in schemes:
         replace(EMBEDDING_MODULE, schemes[EMBEDDING_MODULE])
+    shares_values = any(spec.kv_source is not None for spec in network.config.layers)
     states = [network.embed_tokens(window.token_ids) for window in windows or ()]
     for index, layer in enumerate(network.layers):
         stored = [linear.weight.detach() for linear in layer.modules() if isinstance(linear, Linear)]
-        balance(layer, [name.removeprefix(f"layers.{index}.") for name in schemes])
+        chosen = [name.removeprefix(f"layers.{index}.") for name in schemes]
+        balance(layer, chosen, shares_values=shares_values)
         for names in stages_of(layer, f"layers.{index}."):
             chosen = [name for name in names if name in schemes]
             hessian = _hessian(network, layer, chosen[0], states, windows) if windows and chosen else None

@@ -127,15 +127,9 @@ def load_network(
     schemes = choose_schemes(stores, network, declared)
     matched, skipped = _match(entries, network, folder, quantized=schemes)
     target = _target_dtype(dtype, matched)
-    n_small = n_bytes_of(stores)
-    n_dense = sum(prod(entry.shape) for entry in matched.values()) * DTYPE_BYTES[target]
-    check_fits(
-        config,
-        target,
-        device=str(device),
-        name=f"model {str(folder)!r}",
-        n_bytes=n_small + n_dense if schemes else None,
-    )
+    n_dense = sum(prod(entry.shape) for entry in matched.values())
+    n_bytes = n_bytes_of(stores) + n_dense * DTYPE_BYTES[target] if schemes else None
+    check_fits(config, target, device=str(device), name=f"model {str(folder)!r}", n_bytes=n_bytes)
     manifest = check_manifest(folder)
     files = MappedFiles([*paths_of(stores), *(entry.path for entry in matched.values())])
     load_quantized(network, stores, schemes, files=files, device=torch.device(device))
@@ -152,7 +146,7 @@ def load_network(
     report = LoadReport(
         folder=folder,
         dtype=target,
-        n_bytes=n_small + sum(entry.n_bytes for entry in matched.values()),
+        n_bytes=n_bytes_of(stores) + sum(entry.n_bytes for entry in matched.values()),
         is_mapped=torch.device(device).type == "cpu" and len(cast) < len(matched),
         skipped=skipped,
         cast=cast,
