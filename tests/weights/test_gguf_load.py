@@ -269,6 +269,12 @@ def test_vocabularies_that_cannot_be_are_refused(
         GgufModel(foreign_file(tmp_path / "x.gguf", small_network(), **changes)).tokenizer()
 
 
+def test_pieces_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gemsmith.weights.gguf_tokenizer.MAX_PIECES", 299)
+    with pytest.raises(ConfigError, match=r"tokenizer.ggml.tokens must be at most 299 pieces; got 300"):
+        GgufModel(small_gguf(tmp_path))
+
+
 def test_a_habit_may_be_allowed(tmp_path: Path) -> None:
     path = foreign_file(tmp_path / "x.gguf", small_network(), **{"tokenizer.ggml.add_bos_token": False})
     assert GgufModel(path, allow_config_keys=["tokenizer.ggml.add_bos_token"]).tokenizer().bos_id == 2

@@ -28,7 +28,7 @@ from gemsmith.vocabulary.model_file import (
 )
 from gemsmith.weights.gguf_metadata import Metadata
 
-MAX_PIECES = 1 << 19
+MAX_PIECES = 300_000  # Gemma 3 has 262,144; as many as can be put together in a second
 MODEL = "llama"  # the program's word for a SentencePiece vocabulary
 _KEY = "tokenizer.ggml."
 _NAMES = {"bos": b"<bos>", "eos": b"<eos>", "padding": b"<pad>", "unknown": b"<unk>"}
