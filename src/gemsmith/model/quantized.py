@@ -26,14 +26,18 @@ class Matrix(nn.Module):
     def __init__(self, q: Quantized) -> None:
         super().__init__()
         self.scheme, self.shape, self.is_packed = q.scheme, q.shape, False
+        self._seen: Quantized | Packed = q
         for name in ("values", "scales", "zeros"):
             self.register_buffer(name, getattr(q, name))
 
     @property
     def stored(self) -> Quantized | Packed:
         """The matrix in the order it has now."""
-        kind = Packed if self.is_packed else Quantized
-        return kind(self.scheme, self.shape, self.values, self.scales, self.zeros)
+        # Put together once, for a small product takes no longer than that; buffers may have been moved since.
+        if self._seen.values is not self._buffers["values"] or self._seen.scales is not self._buffers["scales"]:
+            kind = Packed if self.is_packed else Quantized
+            self._seen = kind(self.scheme, self.shape, self.values, self.scales, self.zeros)
+        return self._seen
 
     def plain(self, rows: Int[Tensor, " R"] | None = None) -> Quantized:
         """Return the matrix in plain order, or that of some of its rows."""
