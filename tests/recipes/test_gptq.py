@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gemsmith.errors import DataError
 from gemsmith.kernels.quantized import Scheme, dequantize, quantize, unpack_nibbles
+from gemsmith.recipes import gptq as module
 from gemsmith.recipes.gptq import DAMPING, Hessian, fit_grid, gptq
 
 SCHEMES = [Scheme(4, 8), Scheme(4, 16, is_symmetric=False), Scheme(8, None), Scheme(8, 8, is_symmetric=False)]
@@ -46,7 +47,8 @@ def test_outputs_are_nearer_than_after_rounding(scheme: Scheme) -> None:
     assert lost(dequantize(found)) < 0.6 * lost(dequantize(quantize(w, scheme)))
 
 
-def test_equals_one_column_at_a_time_in_the_obvious_way() -> None:
+def test_equals_one_column_at_a_time_in_the_obvious_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COLUMNS_AT_ONCE", 20)
     w, x, scheme = weight(), inputs(), Scheme(4, 8)
     found = gptq(w, scheme, met(x), scale_dtype=torch.float32)
     h = met(x).total.double()

@@ -99,6 +99,14 @@ def test_values_lie_where_the_layout_has_them(quantized: Path) -> None:
     assert stored["model.layers.0.mlp.up_proj.weight_shape"].tolist() == [64, 40]
 
 
+def test_eight_bits_lie_in_words_as_bytes_128_too_large(tmp_path: Path) -> None:
+    network = in_few_bits(Scheme(8, None), None)
+    stored = load_file(save_folder(tmp_path / "q", network) / "model.safetensors")
+    words = stored["model.layers.0.mlp.up_proj.weight_packed"]
+    values = ((words.long()[..., None] >> torch.arange(0, 32, 8)) & 255).flatten(1) - 128
+    assert torch.equal(values.to(torch.int8), quantized_modules(network)["layers.0.mlp.up_proj"].values)
+
+
 def test_schemes_are_told_from_the_configuration(quantized: Path, folder: Path) -> None:
     assert read_schemes(quantized) == {Scheme(4, 8), Scheme(8, None)}
     assert read_schemes(folder) == frozenset()

@@ -42,8 +42,8 @@ def balance(layer: nn.Module, chosen: Collection[str], *, shares_values: bool = 
             _balance_norm(_norm(layer, before), [_linear(part, name) for name in names])
         if isinstance(part, FeedForward) and {"mlp.up_proj", "mlp.down_proj"} <= set(chosen):
             _balance_pair(part.up_proj, part.down_proj)
-        is_own = isinstance(part, Attention) and not shares_values
-        if is_own and {"self_attn.v_proj", "self_attn.o_proj"} <= set(chosen):
+        has_pair = {"self_attn.v_proj", "self_attn.o_proj"} <= set(chosen) and not shares_values
+        if isinstance(part, Attention) and has_pair:
             _balance_values(part)
 
 
