@@ -94,7 +94,9 @@ def _serve(
             batches, scale = pipe.recv()
         except EOFError:
             return
-        micro_batches = [Batch(*map(torch.from_numpy, arrays)) for arrays in batches]
+        micro_batches = [
+            Batch(**{name: torch.from_numpy(x) for name, x in zip(_FIELDS, arrays, strict=True)}) for arrays in batches
+        ]
         total = accumulate(leaves, micro_batches, loss_fn, scale)
         for name, leaf in leaves.items():
             if leaf.grad is None:
