@@ -7,6 +7,7 @@ waits for the slowest thousands of times a step. Processes wait for each other o
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
@@ -82,6 +83,11 @@ def _plain(batch: Batch) -> tuple[object, ...]:
     return tuple(getattr(batch, field).numpy() for field in _FIELDS)
 
 
+def _batch(arrays: tuple[np.ndarray, ...]) -> Batch:
+    token_ids, targets, loss_mask, documents, positions = map(torch.from_numpy, arrays)
+    return Batch(token_ids, targets, loss_mask, documents, positions)
+
+
 def _serve(
     pipe: Connection, weights: dict[str, Tensor], gradients: dict[str, Tensor], build_loss: Callable[[], LossFn]
 ) -> None:
@@ -94,9 +100,7 @@ def _serve(
             batches, scale = pipe.recv()
         except EOFError:
             return
-        micro_batches = [
-            Batch(**{name: torch.from_numpy(x) for name, x in zip(_FIELDS, arrays, strict=True)}) for arrays in batches
-        ]
+        micro_batches = [_batch(arrays) for arrays in batches]
         total = accumulate(leaves, micro_batches, loss_fn, scale)
         for name, leaf in leaves.items():
             if leaf.grad is None:
