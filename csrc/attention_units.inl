@@ -41,7 +41,7 @@ static inline float read_unit(const float* from) {
     return unit;
 }
 
-// Always inline: the call, and the clearing of registers at its end, would cost a sixth of the time.
+// Always inline: calls cost this product alone a sixth of its time, the whole backward pass a twentieth.
 template <class Units, int ROWS, int COLUMNS>
 __attribute__((always_inline)) static inline void multiply_block(const float* left, int64_t left_stride, const float* right, int64_t right_stride,
                                   float* sum, int64_t sum_stride, int64_t n_units, bool adds) {
