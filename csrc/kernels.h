@@ -11,7 +11,7 @@
 #include "attention.h"
 #include "quant.h"
 
-#define GS_ABI 2
+#define GS_ABI 3
 #define GS_FLOAT32 0
 #define GS_BFLOAT16 1
 // Partial sums of a weight's gradient, so that their order does not depend on the threads.
