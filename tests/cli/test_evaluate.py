@@ -53,3 +53,15 @@ def test_several_files_have_a_line_each(folder: Path, texts: Path, capsys: pytes
 def test_a_call_without_a_file_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "bpb", str(folder)]) == 2
     assert "must have a file of texts; got none" in capsys.readouterr().err
+
+
+def test_bits_per_byte_with_an_int8_cache_are_nearly_the_same(
+    folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for flags in ((), ("--cache", "float32"), ("--cache", "int8")):
+        assert main(["eval", "bpb", str(folder), str(texts), "--json", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["bpb"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] != found[0]
+    assert found[2] == pytest.approx(found[0], rel=2e-3)

@@ -197,3 +197,12 @@ def test_ctrl_c_while_loading_leaves_no_traceback(folder: Path, module: str) -> 
     assert "Traceback" not in said
     assert (process.returncode, out) == (130, "")
     assert said.endswith("gemsmith: stopped\n")
+
+
+def test_int8_cache_can_be_chosen(run: Run) -> None:
+    status, out, _ = run("The fox", "-n", "8", "--seed", "3", "--cache", "int8")
+    assert status == 0
+    assert out.strip()
+    status, _, err = run("The fox", "--cache", "int4")
+    assert status == 2
+    assert "int4" in err

@@ -1,10 +1,12 @@
 """Divergence: against the definition, zero for equals, with an interval that covers."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import gemsmith as gs
 from gemsmith.errors import DataError
 from gemsmith.evaluate.divergence import divergence
 from gemsmith.model.transformer import Transformer
@@ -66,3 +68,24 @@ def test_one_document_gives_no_interval() -> None:
     a, b = networks()
     with pytest.raises(DataError, match="texts must be at least 2 with something to score; got 1"):
         divergence(a, b, small_tokenizer(), ["the fox", ""])
+
+
+def test_a_float_cache_changes_nothing_and_an_int8_cache_little() -> None:
+    a, b = networks()
+    same = divergence(a, a, small_tokenizer(), TEXTS, cache_dtype=torch.float32)
+    assert abs(same.kl.value) < 1e-6
+    rounded = divergence(a, a, small_tokenizer(), TEXTS, cache_dtype=torch.int8)
+    other = divergence(a, b, small_tokenizer(), TEXTS)
+    assert 0 < rounded.kl.value < 1e-4 * other.kl.value
+
+
+def test_pebble_loses_next_to_nothing_by_an_int8_cache() -> None:
+    lm = gs.load("pebble")
+    card = (Path(gs.__file__).parent / "pebble/README.md").read_text()
+    texts = [part for part in card.split("\n\n") if len(part) > 100]
+    found = divergence(lm.network, lm.network, lm.tokenizer, texts, n_tokens=6000, cache_dtype=torch.int8)
+    plain = divergence(lm.network, lm.network, lm.tokenizer, texts, n_tokens=6000, cache_dtype=lm.dtype)
+    assert found.n_tokens > 2000
+    assert abs(found.change.value) < 0.002
+    assert found.kl.value < plain.kl.value + 5e-4
+    assert found.same_choice > 0.97

@@ -295,3 +295,17 @@ def test_a_wrong_setting_is_refused_before_anything_runs(lm: LM, options: dict, 
 def test_an_unknown_keyword_is_named(lm: LM) -> None:
     with pytest.raises(TypeError, match="no keyword 'max_tokens'"):
         lm.generate("the", max_tokens=3)  # pyright: ignore[reportCallIssue]
+
+
+def test_memory_asked_for_is_that_of_the_cache_chosen(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_tokens = {"int8": 12 + 4, None: 12 * 4}  # bytes of a vector of 12 numbers
+    found = {}
+    for dtype in n_tokens:
+        small = LM(lm.network, lm.tokenizer, cache_dtype=dtype)
+        monkeypatch.setattr(generate_module, "available_bytes", lambda device: 10)
+        with pytest.raises(MemoryLimitError):
+            small.generate("the", max_new_tokens=20)
+        monkeypatch.undo()
+        generation = small.stream("the", max_new_tokens=20)._generation
+        found[dtype] = generation._make_cache().n_bytes
+    assert found["int8"] * n_tokens[None] == found[None] * n_tokens["int8"]

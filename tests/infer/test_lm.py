@@ -9,7 +9,7 @@ import torch
 
 import gemsmith.infer.score as score_module
 from gemsmith.chat import Turn
-from gemsmith.errors import ChatError, PromptError, TokenizerError
+from gemsmith.errors import ChatError, ConfigError, PromptError, TokenizerError
 from gemsmith.infer.lm import LM
 from gemsmith.infer.load import load
 from gemsmith.infer.sample import Sampling
@@ -204,3 +204,18 @@ def test_saving_keeps_weights_vocabulary_and_manners(lm: LM, tmp_path: Path) -> 
     assert again.stop_ids == lm.stop_ids
     assert again.tokenizer.encode(TEXT) == lm.tokenizer.encode(TEXT)
     assert again.generate("the", seed=1, max_new_tokens=10).text == lm.generate("the", seed=1, max_new_tokens=10).text
+
+
+def test_an_int8_cache_writes_nearly_as_probable_texts(lm: LM, tokenizer: Tokenizer) -> None:
+    small = LM(lm.network, tokenizer, cache_dtype="int8")
+    assert small.cache_dtype == torch.int8
+    exact, rounded = (m.score("the quick brown fox jumps").logprobs for m in (lm, small))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, abs=0.1)
+    first, again = (small.generate("the fox", n=2, max_new_tokens=12, seed=5) for _ in range(2))
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+
+
+def test_caches_of_other_dtypes_are_refused(lm: LM, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="cache_dtype must be int8, bfloat16 or float32; got 'int4'"):
+        LM(lm.network, tokenizer, cache_dtype="int4")

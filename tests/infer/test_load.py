@@ -156,3 +156,8 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allocator.os, "confstr", unknown)
     assert not allocator.tune_allocator.__wrapped__()
+
+
+def test_cache_dtype_is_kept(folder: Path) -> None:
+    assert load(folder, device="cpu").cache_dtype is None
+    assert load(folder, device="cpu", cache_dtype="int8").cache_dtype == torch.int8

@@ -1,5 +1,8 @@
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from gemsmith.config import ARCHITECTURES, preset
 from gemsmith.errors import CacheError
@@ -91,3 +94,63 @@ def test_rollback_is_free_where_nothing_was_overwritten() -> None:
     cache.reserve(0, 0, WINDOW + 4)
     cache.rollback(WINDOW)
     assert cache.lengths.tolist() == [4]
+
+
+def test_int8_caches_count_their_scales() -> None:
+    config = preset("gemma-2-2b")
+    cache = KVCache(config, capacity=8192, n_slots=2, dtype=torch.int8, device="meta")
+    n_vectors = 2 * (13 * 2 * 4 * 8192 + 13 * 2 * 4 * 4608)
+    assert cache.n_bytes == cache_bytes(config, 8192, n_slots=2, dtype=torch.int8) == n_vectors * (256 + 4)
+    assert cache.keys[0].dtype == torch.int8
+    assert cache.key_scales[1].shape == cache.value_scales[1].shape == (2, 4, 8192)
+    assert not KVCache(config, capacity=8, device="meta").key_scales
+
+
+def written(k: Tensor, v: Tensor) -> KVCache:
+    """Return an int8 cache with one pass written at the places 3 and 4 of slot 1."""
+    cache = KVCache(tiny_config(), n_slots=2, capacity=6, dtype=torch.int8)
+    cache.write(0, (torch.tensor([1, 1]), slice(None), torch.tensor([3, 4])), k, v)
+    return cache
+
+
+def test_vectors_are_rounded_to_their_largest_number_over_127() -> None:
+    k, v = torch.randn(2, 2, 2, 12, generator=torch.Generator().manual_seed(0)).unbind(0)
+    k[0, 0] = 0.0
+    cache = written(k, v)
+    for scales, store, x in ((cache.key_scales, cache.keys, k), (cache.value_scales, cache.values, v)):
+        found = scales[0][1, :, 3:5].transpose(0, 1)
+        torch.testing.assert_close(found, x.abs().amax(-1) / 127)
+        values = store[0][1, :, 3:5].transpose(0, 1)
+        steps = found.masked_fill(found == 0, 1.0)[..., None]
+        torch.testing.assert_close(values.float(), (x / steps).round(), rtol=0, atol=0)
+        assert values.abs().amax() == 127
+    assert cache.key_scales[0][1, 0, 3] == 0
+    keys, values = cache.read(0, slice(1, 2), slice(3, 5), torch.float32)
+    assert ((keys[0].transpose(0, 1) - k).abs() <= k.abs().amax(-1, keepdim=True) / 253).all()
+    assert ((values[0].transpose(0, 1) - v).abs() <= v.abs().amax(-1, keepdim=True) / 253).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    k = torch.ones(2, 2, 12)
+    k[0, 1, 5] = bad
+    cache = written(k, torch.ones(2, 2, 12))
+    assert cache.key_scales[0].isnan().nonzero().tolist() == [[1, 1, 3]]
+    keys, _ = cache.read(0, slice(1, 2), slice(0, 6), torch.bfloat16)
+    assert keys.dtype == torch.bfloat16
+    assert keys[0, 1, 3].isnan().all()
+    assert keys.isnan().sum() == 12
+
+
+def test_copied_int8_slot_has_the_scales_too() -> None:
+    cache = written(torch.randn(2, 2, 12), torch.randn(2, 2, 12))
+    cache.copy_slot(1, 0)
+    before, after = (cache.read(0, slice(i, i + 1), slice(0, 6), torch.float32) for i in (1, 0))
+    assert before[0].abs().sum() > 0
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+def test_cache_refuses_dtypes_it_cannot_hold() -> None:
+    with pytest.raises(CacheError, match=r"one of float32, bfloat16, float16, int8 for a cache; got torch\.int16"):
+        KVCache(tiny_config(), dtype=torch.int16)

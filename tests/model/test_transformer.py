@@ -9,7 +9,7 @@ from gemsmith.model import ops
 from gemsmith.model.cache import KVCache
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
-from tiny import FAMILIES, tiny_config, tiny_network
+from tiny import FAMILIES, WINDOW, tiny_config, tiny_network
 
 PUBLISHED_COUNTS = {
     "gemma-2b": 2_506_172_416,
@@ -204,3 +204,28 @@ def test_embeddings_must_be_as_many_as_their_places() -> None:
     network = tiny_network()
     with pytest.raises(ConfigError, match="as many as the ids of -1; got 2 for 1"):
         network.hidden(torch.tensor([1, -1]), Layout.packed([2]), embeddings=torch.zeros(2, 40))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_cache_gives_the_same_in_any_pieces_and_nearly_what_floats_give(family: str) -> None:
+    network, token_ids = tiny_network(family), ids_of(1, 40)
+    whole = network(token_ids, cache=KVCache(network.config, dtype=torch.int8))
+    cache, pieces = KVCache(network.config, slack=WINDOW, dtype=torch.int8), []
+    for start, stop in ((0, 13), (13, 14), (14, 15), (15, 23), (23, 40)):
+        pieces.append(network(token_ids[:, start:stop], cache=cache))
+    # Sums in another order may round a key or two to their neighbours.
+    exact = network(token_ids)
+    assert (torch.cat(pieces, 1) - whole).norm() < 2e-3 * exact.norm()
+    assert 1e-3 < (whole - exact).norm() / exact.norm() < 0.06
+
+
+@torch.inference_mode()
+def test_layers_that_share_keys_read_them_from_an_int8_cache() -> None:
+    network = Transformer(sharing())
+    for parameter in network.parameters():
+        parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    token_ids = ids_of(1, 25)
+    found = network(token_ids, cache=KVCache(network.config, dtype=torch.int8))
+    exact = network(token_ids)
+    assert (found - exact).norm() < 0.06 * exact.norm()

@@ -32,7 +32,7 @@ def bpb(
 
     lm = place.load(model)
     for file in files:
-        found = file_bits_per_byte(lm.network, lm.tokenizer, file, field=field)
+        found = file_bits_per_byte(lm.network, lm.tokenizer, file, field=field, cache_dtype=lm.cache_dtype)
         if as_json:
             counts = {"n_documents": found.n_documents, "n_bytes": found.n_bytes, "n_tokens": found.n_tokens}
             write_json({"model": model, "file": str(file), "bpb": found.bpb, **counts})

@@ -9,6 +9,7 @@ import torch
 
 from gemsmith.data.readers import read_texts
 from gemsmith.errors import DataError
+from gemsmith.model.cache import KVCache
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -42,7 +43,12 @@ class Window:
 
 @torch.no_grad()
 def bits_per_byte(
-    network: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *, max_seq_len: int | None = None
+    network: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    max_seq_len: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> BitsPerByte:
     """Score texts, each for itself after BOS; the end of a text is not scored.
 
@@ -51,6 +57,7 @@ def bits_per_byte(
 
     Args:
         max_seq_len: Context to use; the network's own by default.
+        cache_dtype: Read keys and values from a cache of this dtype; from none by default.
 
     Raises:
         DataError: There is not one byte to score, or the context is below 2 tokens.
@@ -66,21 +73,30 @@ def bits_per_byte(
         n_documents, n_bytes, n_tokens = n_documents + 1, n_bytes + len(text.encode()), n_tokens + len(token_ids)
         for window in windows_of([tokenizer.bos_id, *token_ids], context):
             if sum(len(w.token_ids) for w in windows) + len(window.token_ids) > max(_TOKENS_PER_PASS, context):
-                nll += _score(network, windows)
+                nll += _score(network, windows, cache_dtype)
                 windows = []
             windows.append(window)
     if n_bytes == 0:
         raise DataError(f"texts must hold at least one byte; got none in {n_documents} texts. Check file and field.")
-    return BitsPerByte(n_documents, n_bytes, n_tokens, nll + (_score(network, windows) if windows else 0.0))
+    return BitsPerByte(
+        n_documents, n_bytes, n_tokens, nll + (_score(network, windows, cache_dtype) if windows else 0.0)
+    )
 
 
-def file_bits_per_byte(network: Transformer, tokenizer: Tokenizer, path: Path, *, field: str = "text") -> BitsPerByte:
-    """Score one field of a JSON lines file (plain, .xz, .gz or .bz2).
+def file_bits_per_byte(
+    network: Transformer,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    field: str = "text",
+    cache_dtype: torch.dtype | None = None,
+) -> BitsPerByte:
+    """Score one field of a JSON lines file (plain, .xz, .gz or .bz2), keys and values as in `bits_per_byte`.
 
     Raises:
         DataError: The file cannot be read, or holds nothing to score.
     """
-    return bits_per_byte(network, tokenizer, read_texts(path, field))
+    return bits_per_byte(network, tokenizer, read_texts(path, field), cache_dtype=cache_dtype)
 
 
 def windows_of(token_ids: list[int], context: int) -> Iterator[Window]:
@@ -95,17 +111,33 @@ def windows_of(token_ids: list[int], context: int) -> Iterator[Window]:
         stop = end
 
 
-def _score(network: Transformer, windows: list[Window]) -> float:
+def cache_of(network: Transformer, lengths: list[int], dtype: torch.dtype | None) -> KVCache | None:
+    """Return a cache of `dtype` for documents of these lengths, each read in one pass; None for no dtype."""
+    if dtype is None:
+        return None
+    return KVCache(
+        network.config,
+        n_slots=len(lengths),
+        capacity=max(lengths),
+        slack=max(lengths),
+        dtype=dtype,
+        device=network.device,
+    )
+
+
+def _score(network: Transformer, windows: list[Window], cache_dtype: torch.dtype | None) -> float:
     """Return the summed nats of the scored ids of some windows, run side by side."""
     device = network.device
     flat = torch.tensor([i for w in windows for i in w.token_ids], device=device)
-    layout = Layout.packed([len(w.token_ids) for w in windows], device=device)
+    lengths = [len(w.token_ids) for w in windows]
+    layout = Layout.packed(lengths, device=device)
     rows, start = [], 0
     for window in windows:
         start += len(window.token_ids)
         rows += range(start - window.n_scored - 1, start - 1)
     index = torch.tensor(rows, device=device)
-    hidden, targets = network.hidden(flat, layout)[index], flat[index + 1]
+    cache = cache_of(network, lengths, cache_dtype)
+    hidden, targets = network.hidden(flat, layout, cache=cache)[index], flat[index + 1]
     chunk = max(1, _SCORES_AT_ONCE // network.config.vocab_size)
     total = 0.0
     for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gemsmith.data.readers import read_texts
 from gemsmith.errors import DataError
-from gemsmith.evaluate.bpb import windows_of
+from gemsmith.evaluate.bpb import cache_of, windows_of
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -62,12 +62,19 @@ class _Sums:
 
 @torch.no_grad()
 def divergence(
-    original: Transformer, changed: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *, n_tokens: int = 100_000
+    original: Transformer,
+    changed: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    n_tokens: int = 100_000,
+    cache_dtype: torch.dtype | None = None,
 ) -> Divergence:
     """Run both models over texts, each for itself after BOS, and compare.
 
     Args:
         n_tokens: Stop after the document in which that many have been scored.
+        cache_dtype: The changed model reads keys and values from a cache of this dtype; from none by default.
 
     Raises:
         DataError: There are fewer than two documents with anything to score, so there is no interval.
@@ -76,7 +83,7 @@ def divergence(
     documents: list[_Sums] = []
     for text in texts:
         sums = [
-            _score(original, changed, window.token_ids, n_scored=window.n_scored)
+            _score((original, changed), window.token_ids, n_scored=window.n_scored, cache_dtype=cache_dtype)
             for window in windows_of([tokenizer.bos_id, *tokenizer.encode(text)], context)
         ]
         if sums:
@@ -91,27 +98,39 @@ def divergence(
 
 
 def file_divergence(
-    original: Transformer, changed: Transformer, tokenizer: Tokenizer, path: Path, *, field: str = "text", n_tokens: int
+    original: Transformer,
+    changed: Transformer,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    field: str = "text",
+    n_tokens: int,
+    cache_dtype: torch.dtype | None = None,
 ) -> Divergence:
-    """Compare two models on one field of a JSON lines file (plain, .xz, .gz or .bz2).
+    """Compare two models on one field of a JSON lines file (plain, .xz, .gz or .bz2), as `divergence` does.
 
     Raises:
         DataError: The file cannot be read, or holds too little.
     """
-    return divergence(original, changed, tokenizer, read_texts(path, field), n_tokens=n_tokens)
+    return divergence(original, changed, tokenizer, read_texts(path, field), n_tokens=n_tokens, cache_dtype=cache_dtype)
 
 
-def _score(a: Transformer, b: Transformer, token_ids: list[int], *, n_scored: int) -> _Sums:
+def _score(
+    pair: tuple[Transformer, Transformer], token_ids: list[int], *, n_scored: int, cache_dtype: torch.dtype | None
+) -> _Sums:
     ids = torch.tensor(token_ids)
     layout = Layout.packed([len(token_ids)])
     first = len(token_ids) - n_scored
-    states = [network.hidden(ids, layout)[first - 1 : -1] for network in (a, b)]
+    caches = (None, cache_of(pair[1], [len(token_ids)], cache_dtype))
+    states = [
+        network.hidden(ids, layout, cache=cache)[first - 1 : -1] for network, cache in zip(pair, caches, strict=True)
+    ]
     targets = ids[first:, None]
-    chunk = max(1, _SCORES_AT_ONCE // a.config.vocab_size)
+    chunk = max(1, _SCORES_AT_ONCE // pair[0].config.vocab_size)
     sums = torch.zeros(4, dtype=torch.float64)
     for start in range(0, n_scored, chunk):
         part = slice(start, start + chunk)
-        p, q = (n.logits(x[part]).log_softmax(-1) for n, x in zip((a, b), states, strict=True))
+        p, q = (n.logits(x[part]).log_softmax(-1) for n, x in zip(pair, states, strict=True))
         sums += _part_sums(p, q, targets[part])
     nll_a, nll_b, kl, n_same = sums.tolist()
     return _Sums(n_scored, nll_a, nll_b, kl, int(n_same))

@@ -55,6 +55,20 @@ def choose_dtype(dtype: torch.dtype | str | None, *, stored: str, device: torch.
     return getattr(torch, name)
 
 
+def choose_cache_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return what keys and values are kept in; None for what the network computes in.
+
+    Raises:
+        ConfigError: The dtype is none of int8, bfloat16 and float32.
+    """
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("int8", "bfloat16", "float32"):
+        raise ConfigError(f"cache_dtype must be int8, bfloat16 or float32; got {name!r}. Leave it out for the usual.")
+    return getattr(torch, name)
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Tell whether a device multiplies bfloat16 itself; others emulate it, slower than float32."""
     if device.type == "cuda":

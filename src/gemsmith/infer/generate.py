@@ -93,10 +93,17 @@ class Generation:
 
     Args:
         prompts: Compiled ids, each shorter than the model's context.
+        cache_dtype: What keys and values are kept in, the network's dtype by default.
     """
 
     def __init__(
-        self, network: Transformer, tokenizer: Tokenizer, *, prompts: Sequence[Sequence[int]], settings: Settings
+        self,
+        network: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        prompts: Sequence[Sequence[int]],
+        settings: Settings,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         self._started = time.perf_counter()
         self.network, self.settings, self.n_pieces = network, settings, tokenizer.vocab_size
@@ -113,6 +120,7 @@ class Generation:
         )
         self._history: History | None = None
         self._cache: KVCache | None = None
+        self._cache_dtype = cache_dtype or network.dtype
         self._n_threads = decode_threads(network)
 
     def run(self) -> list[Completion]:
@@ -218,7 +226,7 @@ class Generation:
 
     def _make_cache(self) -> KVCache:
         """Return a cache for what this call can need, not for the longest context there is."""
-        config, dtype = self.network.config, self.network.dtype
+        config, dtype = self.network.config, self._cache_dtype
         capacity = max(len(row.prompt) + row.limit for row in self.rows)
         needed = cache_bytes(config, capacity, n_slots=len(self.rows), slack=PREFILL_CHUNK, dtype=dtype)
         free = available_bytes(str(self._device))

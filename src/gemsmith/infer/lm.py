@@ -11,6 +11,7 @@ from gemsmith.chat import ChatIds, Turn, compile_chat, stop_ids
 from gemsmith.config import ModelConfig
 from gemsmith.errors import PromptError
 from gemsmith.infer.completion import Completion, Score
+from gemsmith.infer.device import choose_cache_dtype
 from gemsmith.infer.generate import Generation
 from gemsmith.infer.prompt import Prompt, check_room, checked_ids, is_single, prompt_ids, text_ids
 from gemsmith.infer.sample import Sampling
@@ -32,6 +33,7 @@ class LM:
         name: What it was loaded as.
         sampling: How tokens are chosen where a call does not say.
         stop_ids: Ids that end a completion: end of text and end of turn.
+        cache_dtype: What keys and values are kept in while it writes and scores; None for its own dtype.
     """
 
     def __init__(
@@ -41,15 +43,18 @@ class LM:
         *,
         name: str = "model",
         sampling: Sampling = GEMMA_SAMPLING,
+        cache_dtype: torch.dtype | str | None = None,
     ) -> None:
         """Join a network and its tokenizer.
 
         Raises:
             TokenizerError: They do not belong together.
+            ConfigError: Caches cannot be kept in that dtype.
         """
         tokenizer.check_against(network.config)
         self.network, self.tokenizer, self.name, self.sampling = network.eval(), tokenizer, name, sampling
         self.stop_ids = stop_ids(tokenizer, network.config)
+        self.cache_dtype = choose_cache_dtype(cache_dtype)
 
     def __repr__(self) -> str:
         millions = self.config.n_params / 1e6
@@ -124,7 +129,9 @@ class LM:
             n_pieces=self.tokenizer.vocab_size,
         )
         compiled = [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
-        return Generation(self.network, self.tokenizer, prompts=compiled, settings=settings)
+        return Generation(
+            self.network, self.tokenizer, prompts=compiled, settings=settings, cache_dtype=self.cache_dtype
+        )
 
     def score(self, text: Prompt) -> Score:
         """Return how probable the model finds a text, its own turns of a conversation, or given ids.
@@ -150,7 +157,7 @@ class LM:
                 f"text must hold something to score; got {text!r}. Give two ids or more, or a turn of the model."
             )
         check_room(token_ids, self.config, n_new=0)
-        logprobs = sequence_logprobs(self.network, token_ids, places)
+        logprobs = sequence_logprobs(self.network, token_ids, places, cache_dtype=self.cache_dtype)
         return Score(tuple(token_ids), tuple(places), tuple(logprobs), n_bytes)
 
     def chat_ids(self, turns: Sequence[Turn]) -> ChatIds:

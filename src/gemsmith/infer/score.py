@@ -16,7 +16,13 @@ _HEAD_NUMBERS = 1 << 24  # logits held at once: 64 MB in float32, whatever the v
 
 
 @torch.inference_mode()
-def sequence_logprobs(network: Transformer, token_ids: Sequence[int], places: Sequence[int]) -> list[float]:
+def sequence_logprobs(
+    network: Transformer,
+    token_ids: Sequence[int],
+    places: Sequence[int],
+    *,
+    cache_dtype: torch.dtype | None = None,
+) -> list[float]:
     """Return the natural-log probability of the tokens at `places`, each given all before it.
 
     The sequence runs through a cache in chunks, so memory grows with its length neither in the
@@ -24,13 +30,18 @@ def sequence_logprobs(network: Transformer, token_ids: Sequence[int], places: Se
 
     Args:
         places: Ascending indices into `token_ids`, each at least 1.
+        cache_dtype: What keys and values are kept in, the network's dtype by default.
     """
     ids = torch.tensor(list(token_ids), device=network.device)
     is_scored = torch.zeros(len(ids), dtype=torch.bool, device=network.device)
     is_scored[list(places)] = True
     n_read = max(places, default=0)
     cache = KVCache(
-        network.config, capacity=max(1, n_read), slack=PREFILL_CHUNK, dtype=network.dtype, device=network.device
+        network.config,
+        capacity=max(1, n_read),
+        slack=PREFILL_CHUNK,
+        dtype=cache_dtype or network.dtype,
+        device=network.device,
     )
     logprobs = []
     for start in range(0, n_read, PREFILL_CHUNK):

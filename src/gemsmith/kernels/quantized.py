@@ -160,12 +160,22 @@ def round_activations(x: Float[Tensor, "*T d_in"]) -> Float[Tensor, "*T d_in"]:
 def quantize_activations(x: Float[Tensor, "*T d_in"]) -> tuple[Int8[Tensor, "*T padded"], Float[Tensor, "*T n_groups"]]:
     """Return int8 values, padded with zeros to whole groups of 32, and the scale of each group."""
     grouped = F.pad(x.float(), (0, -x.shape[-1] % ACTIVATION_GROUP)).unflatten(-1, (-1, ACTIVATION_GROUP))
-    largest = grouped.abs().amax(-1)
+    values, scales = round_vectors(grouped)
+    return values.flatten(-2), scales
+
+
+def round_vectors(x: Float[Tensor, "*n size"]) -> tuple[Int8[Tensor, "*n size"], Float[Tensor, "*n"]]:
+    """Return vectors as int8 values times a float32 scale each, their largest magnitude / 127.
+
+    Of a vector with a number that is not finite, values are 0 and the scale is not finite either.
+    """
+    wide = x.float()
+    largest = wide.abs().amax(-1)
     inverse = torch.full_like(largest, _LARGEST_ACTIVATION) / largest  # a number / tensor would be rounded twice
     scales = torch.where(inverse.isinf(), 0.0, largest * (1.0 / _LARGEST_ACTIVATION))
     inverse = torch.where(inverse.isfinite(), inverse, 0.0)
-    values = (grouped * inverse[..., None]).round().nan_to_num(0.0)
-    return values.to(torch.int8).flatten(-2), scales
+    values = (wide * inverse[..., None]).round().nan_to_num(0.0)
+    return values.to(torch.int8), scales
 
 
 def middle(scheme: Scheme) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from gemsmith.config import LayerSpec, ModelConfig
@@ -72,8 +72,7 @@ class Pass:
         if n_places not in self._places:
             self._places[n_places] = self.layout.positions % n_places
         where = (self.layout.documents, slice(None), self._places[n_places])
-        keys[where] = k.to(keys.dtype)
-        values[where] = v.to(values.dtype)
+        self.cache.write(index, where, k, v)
         self._kept[index] = (keys, values)
 
     def forget(self, index: int) -> None:
@@ -93,9 +92,18 @@ class Pass:
             self._first_keys[window] = self.layout.first_keys(window)
         return self._first_keys[window]
 
-    def kept(self, index: int) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
-        """Return the keys and values of layer `index`: the cache's, or this pass's own."""
+    def kept(self, index: int) -> tuple[Shaped[Tensor, "n K S H"], Shaped[Tensor, "n K S H"]]:
+        """Return the keys and values of layer `index` as they lie: the cache's, or this pass's own."""
         return self._kept[index]
+
+    def seen(
+        self, index: int, block: Block, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
+        """Return the keys and values a block needs, for arithmetic in `dtype`."""
+        if self.cache is not None:
+            return self.cache.read(index, block.slots, block.keys, dtype)
+        keys, values = self._kept[index]
+        return keys[block.slots, :, block.keys], values[block.slots, :, block.keys]
 
     def plan(self, window: int | None, n_places: int) -> list[Block]:
         """Return which queries meet which keys in layers of this window, in the order of the rows."""
@@ -212,7 +220,7 @@ class Attention(nn.Module):
         for block in step.plan(self.spec.window, keys.shape[2]):
             if block.queries.start > done:  # filler tokens in between see nothing
                 outputs.append(torch.zeros_like(rows[:, done : block.queries.start]))
-            k, v = keys[block.slots, :, block.keys], values[block.slots, :, block.keys]
+            k, v = step.seen(self.source, block, q.dtype)
             queries = rows[:, block.queries]
             outputs.append(ops.attention(queries, k, v, block.mask, scale=scale, cap=cap))
             done = block.queries.stop

@@ -2,16 +2,26 @@
 
 A layer of window W needs the last W keys only. Its ring holds W + slack of them: the slack is what
 a chunk of new tokens overwrites before it has attended, and what a rollback can take back.
+
+A cache of dtype int8 holds every head's vector as whole numbers of 8 bits and one float32 scale.
 """
 
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CacheError
+from gemsmith.kernels.quantized import round_vectors
 
 DEFAULT_SLACK = 512
+# What keys and values can be held in.
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+_SCALE_BYTES = 4
+# Slots, all heads, places: the index of some tokens in a layer's store.
+Where = tuple[Int[Tensor, " T"], slice, Int[Tensor, " T"]]
 
 
 class KVCache:
@@ -21,7 +31,10 @@ class KVCache:
         capacity: Longest document, in tokens.
         slack: Places of a ring beyond its window: longest chunk of one pass, furthest rollback.
         lengths: Tokens written, per slot.
-        keys, values: Per layer with keys of its own, Float[n_slots n_kv_heads places head_dim].
+        dtype: Of the keys and values.
+        keys, values: Per layer with keys of its own, [n_slots n_kv_heads places head_dim].
+        key_scales, value_scales: Float32 [n_slots n_kv_heads places] per such layer of an int8 cache, whose
+            vectors are about their stored numbers times the scale; empty for others.
     """
 
     def __init__(
@@ -39,24 +52,39 @@ class KVCache:
                 f"n_slots, capacity and slack must be at least 1; got {n_slots}, {capacity} and {slack}. "
                 "Leave capacity out to hold the model's whole context."
             )
-        self.config, self.n_slots, self.slack = config, n_slots, slack
+        if dtype not in CACHE_DTYPES:
+            raise CacheError(
+                f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in CACHE_DTYPES)} for a cache; "
+                f"got {dtype}. Choose one of them."
+            )
+        self.config, self.n_slots, self.slack, self.dtype = config, n_slots, slack, dtype
         self.capacity = config.max_seq_len if capacity is None else capacity
         self.lengths: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
         # The furthest position ever written and not cleared: rollback may go back `slack` from there.
         self._furthest: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
-        self.keys: dict[int, Float[Tensor, "n_slots K S H"]] = {}
-        self.values: dict[int, Float[Tensor, "n_slots K S H"]] = {}
+        self.keys: dict[int, Shaped[Tensor, "n_slots K S H"]] = {}
+        self.values: dict[int, Shaped[Tensor, "n_slots K S H"]] = {}
+        self.key_scales: dict[int, Float[Tensor, "n_slots K S"]] = {}
+        self.value_scales: dict[int, Float[Tensor, "n_slots K S"]] = {}
         for index, layer in enumerate(config.layers):
             if layer.kv_source is None:
                 places = n_places(layer.window, self.capacity, slack)
                 shape = (n_slots, layer.n_kv_heads, places, layer.head_dim)
                 self.keys[index] = torch.zeros(shape, dtype=dtype, device=device)
                 self.values[index] = torch.zeros(shape, dtype=dtype, device=device)
+                if dtype == torch.int8:
+                    self.key_scales[index] = torch.zeros(shape[:3], device=device)
+                    self.value_scales[index] = torch.zeros(shape[:3], device=device)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(x.numel() * x.element_size() for x in (*self.keys.values(), *self.values.values()))
+        """Bytes of all keys and values, scales included."""
+        return sum(x.numel() * x.element_size() for x in self.tensors())
+
+    def tensors(self) -> Iterator[Shaped[Tensor, "n_slots K S *H"]]:
+        """Yield everything that is stored, one tensor after the other."""
+        for stores in (self.keys, self.values, self.key_scales, self.value_scales):
+            yield from stores.values()
 
     @property
     def max_chunk(self) -> int:
@@ -85,6 +113,29 @@ class KVCache:
             )
         self.lengths[slot] = length + n_tokens
         self._furthest[slot] = max(int(self._furthest[slot]), length + n_tokens)
+
+    def write(self, index: int, where: Where, k: Float[Tensor, "T K H"], v: Float[Tensor, "T K H"]) -> None:
+        """Store keys and values of layer `index` at places [slot, :, place], rounded to what the cache holds."""
+        stores = ((self.keys, self.key_scales, k), (self.values, self.value_scales, v))
+        for store, scales, x in stores:
+            if self.dtype == torch.int8:
+                store[index][where], found = round_vectors(x)
+                scales[index][where] = torch.where(found.isfinite(), found, torch.nan)
+            else:
+                store[index][where] = x.to(self.dtype)
+
+    def read(
+        self, index: int, slots: slice, places: slice, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
+        """Return keys and values of layer `index` for arithmetic in `dtype`; as they lie where they are not int8."""
+        part = (slots, slice(None), places)
+        k, v = self.keys[index][part], self.values[index][part]
+        if self.dtype != torch.int8:
+            return k, v
+        return (
+            widened(k, self.key_scales[index][part], dtype),
+            widened(v, self.value_scales[index][part], dtype),
+        )
 
     def rollback(self, n_tokens: int, slot: int = 0) -> None:
         """Forget the last `n_tokens` of a slot, as if they had never been seen.
@@ -115,7 +166,7 @@ class KVCache:
 
     def copy_slot(self, source: int, target: int) -> None:
         """Make slot `target` continue the document of slot `source`."""
-        for store in (*self.keys.values(), *self.values.values()):
+        for store in self.tensors():
             store[target].copy_(store[source])
         self.lengths[target] = self.lengths[source]
         self._furthest[target] = self._furthest[source]
@@ -145,9 +196,15 @@ def cache_bytes(
     slack: int = DEFAULT_SLACK,
     dtype: torch.dtype = torch.bfloat16,
 ) -> int:
-    """Return the bytes of a KVCache without making it: 2 n_kv_heads head_dim places, summed over layers."""
-    return sum(
-        2 * layer.n_kv_heads * layer.head_dim * n_places(layer.window, capacity, slack) * dtype.itemsize * n_slots
+    """Return the bytes of a KVCache without making it: 2 n_kv_heads places vectors, summed over layers."""
+    beside = _SCALE_BYTES if dtype == torch.int8 else 0
+    return n_slots * sum(
+        2 * layer.n_kv_heads * n_places(layer.window, capacity, slack) * (layer.head_dim * dtype.itemsize + beside)
         for layer in config.layers
         if layer.kv_source is None
     )
+
+
+def widened(stored: Shaped[Tensor, "*n H"], scales: Float[Tensor, "*n"], dtype: torch.dtype) -> Float[Tensor, "*n H"]:
+    """Return what vectors of an int8 cache stand for, computed in float32 and cast once."""
+    return (stored.float() * scales[..., None]).to(dtype)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from gemsmith.kernels import blocked_attention, fused_geglu, fused_norm, fused_rope, packed_linear, rounded_linear
@@ -181,7 +181,7 @@ def plain_attention(
     return torch.einsum("bnts,bnsh->btnh", weights.to(v.dtype), values)
 
 
-def has_ranged_attention(q: Float[Tensor, "T N H"], k: Float[Tensor, "n K S H"]) -> bool:
+def has_ranged_attention(q: Float[Tensor, "T N H"], k: Shaped[Tensor, "n K S H"]) -> bool:
     """Tell whether ranged_attention, which is a kernel alone, serves tensors such as these."""
     return not _only_plain and ranged.is_suitable(q, k[0].transpose(0, 1))
 
