@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "decode.h"
 #include "quant.h"
 
 #define GS_ABI 3
@@ -65,7 +66,8 @@
     KERNEL(sum_of_squares, (const void* x, double* parts, int64_t n_elements, int32_t dtype),                 \
            (x, parts, n_elements, dtype))                                                                     \
     GS_ATTENTION_KERNELS(KERNEL)                                                                              \
-    GS_QUANT_KERNELS(KERNEL)
+    GS_QUANT_KERNELS(KERNEL)                                                                                  \
+    GS_DECODE_KERNELS(KERNEL)
 
 #define GS_FIELD(name, parameters, arguments) void(*name) parameters;
 struct gs_table {

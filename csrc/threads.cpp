@@ -5,6 +5,11 @@
 #if defined(__linux__) || defined(__APPLE__)
 #include <dlfcn.h>
 #endif
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -29,7 +34,41 @@ void run_member(void* data) {
     team->body(team->context, shared.thread_num(), shared.num_threads());
 }
 
+// Looks at a barrier before a thread sleeps, some tens of microseconds: on busy cores the others need this one.
+const int64_t SPINS = 2000;
+
+void sleep_through(gs_barrier* barrier, int32_t round) {
+#if defined(__linux__)
+    __atomic_add_fetch(&barrier->sleepers, 1, __ATOMIC_SEQ_CST);
+    // Returns at once where the round has ended meanwhile.
+    syscall(SYS_futex, &barrier->round, FUTEX_WAIT_PRIVATE, round, nullptr, nullptr, 0);
+    __atomic_sub_fetch(&barrier->sleepers, 1, __ATOMIC_SEQ_CST);
+#endif
+}
+
+void wake_sleepers(gs_barrier* barrier) {
+#if defined(__linux__)
+    if (__atomic_load_n(&barrier->sleepers, __ATOMIC_SEQ_CST))
+        syscall(SYS_futex, &barrier->round, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+}
+
 }  // namespace
+
+void gs_wait(gs_barrier* barrier, int32_t n_threads) {
+    const int32_t round = __atomic_load_n(&barrier->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == n_threads) {
+        __atomic_store_n(&barrier->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&barrier->round, round + 1, __ATOMIC_SEQ_CST);
+        return wake_sleepers(barrier);
+    }
+    for (int64_t looks = 0; __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE) == round; looks++) {
+        if (looks >= SPINS) sleep_through(barrier, round);
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
 
 int32_t gs_share_openmp(const char* path) {
 #if defined(__linux__) || defined(__APPLE__)

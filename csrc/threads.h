@@ -12,6 +12,13 @@ extern "C" __attribute__((visibility("hidden"))) void gs_run_team(
     int32_t n_threads, void (*body)(void* context, int32_t thread, int32_t n_threads), void* context);
 extern "C" int32_t gs_max_threads(void);
 
+// Where the threads of a team meet; all zero at first.
+struct gs_barrier {
+    int32_t arrived, round, sleepers;
+};
+// Return once n_threads have called this.
+extern "C" __attribute__((visibility("hidden"))) void gs_wait(gs_barrier* barrier, int32_t n_threads);
+
 namespace {
 
 // Call work(begin, end, thread) on pieces of 0..n, one per thread, none smaller than `grain` but the last.

@@ -15,6 +15,7 @@ namespace {
 #include "adamw.inl"
 #include "attention.inl"
 #include "quant.inl"
+#include "decode.inl"
 }  // namespace
 
 #define GS_JOIN(a, b) a##b

@@ -107,7 +107,7 @@ def test_the_prompt_is_read_once_for_all_its_completions(lm: LM, monkeypatch: py
     )
     open_ended(lm).generate(PROMPTS[0], n=4, max_new_tokens=3)
     n_prompt = 1 + len(lm.tokenizer.encode(PROMPTS[0]))
-    assert n_read == [n_prompt, 4, 4]
+    assert n_read in ([n_prompt, 4, 4], [n_prompt])  # module by module, or in the compiled step
 
 
 def test_the_cache_has_room_for_the_request_and_no_more(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
-import pytest
 import torch
 
-from gemsmith.kernels import packed_linear
 from gemsmith.model.layout import Layout
 from gemsmith.model.linear import Linear, LowRank
 from tiny import tiny_network
@@ -54,46 +52,5 @@ def test_adapters_reach_every_linear_from_the_layout() -> None:
     assert (adapted[3:] - plain[3:]).abs().max() > 0.1
 
 
-needs_blocked_order = pytest.mark.skipif(not packed_linear.is_available(), reason="no fast bfloat16 on this processor")
-
-
-@needs_blocked_order
-@pytest.mark.parametrize("n_rows", [1, 2, 7, 64])
-@pytest.mark.parametrize(("d_in", "d_out"), [(40, 48), (33, 17), (320, 1000)])
-def test_packed_weight_gives_the_product_of_the_dense_one(d_in: int, d_out: int, n_rows: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(d_out, d_in, generator=generator).bfloat16()
-    x = torch.randn(n_rows, d_in, generator=generator).bfloat16()
-    exact = x.double() @ weight.double().T
-    packed = packed_linear.linear(x, packed_linear.pack(weight))
-    torch.testing.assert_close(packed.double(), exact, rtol=2**-8, atol=1e-2)
-
-
-@needs_blocked_order
-def test_fused_gate_gives_the_gate_of_two_products() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, gate, up = (torch.randn(shape, generator=generator) for shape in ((9, 40), (64, 40), (64, 40)))
-    x, gate, up = x.bfloat16(), (gate / 6).bfloat16(), (up / 6).bfloat16()
-    exact = torch.nn.functional.gelu(x.double() @ gate.double().T, approximate="tanh") * (x.double() @ up.double().T)
-    ours = packed_linear.gated_gelu(x, packed_linear.pack(gate), packed_linear.pack(up))
-    torch.testing.assert_close(ours.double(), exact, rtol=2**-6, atol=1e-2)
-
-
-@needs_blocked_order
-def test_packed_network_computes_and_saves_what_the_dense_one_does() -> None:
-    network, token_ids = tiny_network(dtype=torch.bfloat16), torch.randint(0, 300, (1, 30))
-    before, weights = {}, {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with torch.inference_mode():
-        before = network(token_ids)
-        network.pack()
-        after = network(token_ids)
-    assert network.layers[0].self_attn.q_proj.is_packed
-    assert (after - before).square().mean().sqrt() < 0.02 * before.std()
-    saved = network.state_dict()
-    assert saved.keys() == weights.keys()
-    assert all(torch.equal(saved[name], weights[name]) for name in weights)
-    assert sum(p.numel() for p in network.parameters()) == network.config.n_params
-
-
-def test_float32_weights_stay_as_they_are() -> None:
+def test_dense_weights_are_in_their_fastest_form_already() -> None:
     assert not Linear(8, 8).pack()

@@ -19,7 +19,9 @@ from gemsmith.infer.penalties import History
 from gemsmith.infer.sample import logprobs_of, pick, top_logprobs
 from gemsmith.infer.settings import Settings
 from gemsmith.infer.text import TextWriter
+from gemsmith.kernels.decode_step import DecodeStep
 from gemsmith.model.cache import KVCache, cache_bytes
+from gemsmith.model.decoding import decode_step
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -121,6 +123,7 @@ class Generation:
         self._history: History | None = None
         self._cache: KVCache | None = None
         self._cache_dtype = cache_dtype or network.dtype
+        self._compiled: DecodeStep | None = None
         self._n_threads = decode_threads(network)
 
     def run(self) -> list[Completion]:
@@ -183,6 +186,7 @@ class Generation:
         for row in self.rows:
             if row.slot % n:
                 cache.copy_slot(row.slot - row.slot % n, row.slot)
+        self._compiled = decode_step(self.network, cache, n_threads=self._n_threads)
         if self.settings.sampling.has_penalties:
             self._history = History([row.prompt for row in self.rows], self.n_pieces, device=self._device)
         logits = self.network.logits(torch.stack([last[index] for index in range(len(prompts))]))
@@ -191,15 +195,17 @@ class Generation:
 
     def _decode(self) -> Float[Tensor, "B V"]:
         """Read the token each live row chose last."""
-        token_ids = torch.tensor([row.token_ids[-1] for row in self.live], device=self._device)
-        layout = Layout.packed(
-            [1] * len(self.live),
-            starts=[row.position - 1 for row in self.live],
-            slots=[row.slot for row in self.live],
-            device=self._device,
-        )
+        token_ids = [row.token_ids[-1] for row in self.live]
+        positions, slots = [row.position - 1 for row in self.live], [row.slot for row in self.live]
+        assert self._cache is not None
+        if self._compiled is not None:
+            for slot, position in zip(slots, positions, strict=True):
+                self._cache.reserve(slot, position, 1)
+            return self._compiled(token_ids, positions, slots)
+        layout = Layout.packed([1] * len(slots), starts=positions, slots=slots, device=self._device)
+        ids = torch.tensor(token_ids, device=self._device)
         with threads(self._n_threads):
-            return self.network.logits(self.network.hidden(token_ids, layout, cache=self._cache))
+            return self.network.logits(self.network.hidden(ids, layout, cache=self._cache))
 
     def _report(self, logits: Tensor, token_ids: Tensor) -> None:
         """Note the log-probabilities of the chosen tokens and of their alternatives."""
@@ -222,7 +228,7 @@ class Generation:
         if self._history is not None:
             self._history.keep(rows)
         if not self.live:
-            self._cache = self._history = None
+            self._cache = self._history = self._compiled = None
 
     def _make_cache(self) -> KVCache:
         """Return a cache for what this call can need, not for the longest context there is."""

@@ -38,6 +38,9 @@ _SIGNATURES = {
     "attention_backward": "p",
     "quantized_linear": "p",
     "pack_quantized": "ppnni",
+    "dense_linear": "pppnnni",
+    "decode": "p",
+    "decode_scratch": "pp",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 

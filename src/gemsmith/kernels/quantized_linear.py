@@ -18,7 +18,7 @@ from gemsmith.kernels.quantized import ACTIVATION_GROUP, Quantized, Scheme, pack
 # Of csrc/quant.h.
 _BLOCK = 16
 _SCRATCH_BYTES = 40
-_SCALE_DTYPES = {**native.DTYPES, torch.float16: 2}
+SCALE_DTYPES = {**native.DTYPES, torch.float16: 2}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Packed:
     values: Tensor
     scales: Tensor
     zeros: Tensor | None
+
+
+def group_units(packed: Packed) -> int:
+    """Return how many units of 32 inputs share a scale."""
+    return (packed.scheme.group or 0) // ACTIVATION_GROUP or packed.values.shape[1]
 
 
 def can_pack(q: Quantized) -> bool:
@@ -106,7 +111,7 @@ def _forward(
     call = _Call(
         x.data_ptr(), y.data_ptr(), values.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
         scratch.data_ptr(), x.shape[0], x.shape[1], d_out, group // ACTIVATION_GROUP or n_units, bits,
-        native.DTYPES[x.dtype], _SCALE_DTYPES[scales.dtype],
+        native.DTYPES[x.dtype], SCALE_DTYPES[scales.dtype],
     )  # fmt: skip
     native.need().gs_quantized_linear(ctypes.byref(call))
     return y

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from gemsmith.config import NORM_LAYOUTS, ModelConfig
 from gemsmith.errors import ConfigError
-from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 from gemsmith.model.attention import Attention, Pass
 from gemsmith.model.linear import Device, Linear, gated_gelu
@@ -21,25 +20,18 @@ class Embedding(nn.Module):
     def __init__(self, n_rows: int, width: int, *, dtype: torch.dtype | None = None, device: Device = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_rows, width, dtype=dtype, device=device))
-        self._packed: Tensor | None = None
 
     def stored(self) -> list[Tensor]:
         """Return the tensors the table lies in."""
         return [self.weight.detach()]
 
     def pack(self) -> bool:
-        """Keep a second copy of the table in the form that is fastest as a head; False where there is none.
-
-        Look-ups use the first one, which costs memory for the rows looked up only if it is mapped from a file.
-        """
-        if self._packed is None and packed_linear.can_pack(self.weight):
-            self._packed = packed_linear.pack(self.weight)
-            return True
+        """Bring the table into the form that is fastest to multiply; False where it is in it."""
         return False
 
     def scores(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Return hidden @ weight.T."""
-        return ops.linear(hidden, self.weight if self._packed is None else self._packed)
+        return ops.linear(hidden, self.weight)
 
     def forward(
         self,

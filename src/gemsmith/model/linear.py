@@ -5,13 +5,10 @@ with its own `product`; it takes the place of a dense one through Transformer.re
 the deltas on top of it stay the same.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gemsmith.kernels import packed_linear
 from gemsmith.model import ops
 
 Device = torch.device | str | None
@@ -70,25 +67,8 @@ class Linear(nn.Module):
         return [self.weight.detach()]
 
     def pack(self) -> bool:
-        """Put a dense weight into the form that is fastest to multiply here; False where there is none.
-
-        A packed weight cannot be trained. The state dict still holds it dense.
-        """
-        if type(self).product is not Linear.product or not packed_linear.can_pack(self.weight):
-            return False
-        self.weight = nn.Parameter(packed_linear.pack(self.weight), requires_grad=False)
-        return True
-
-    @property
-    def is_packed(self) -> bool:
-        """Tell whether the weight is in blocked order and nothing is added to its product."""
-        return self.delta is None and type(self).product is Linear.product and self.weight.is_mkldnn
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        stored = destination.get(prefix + "weight")
-        if stored is not None and stored.is_mkldnn:
-            destination[prefix + "weight"] = stored.to_dense()
+        """Bring the weight into the form that is fastest to multiply; False where it is in it, as rows are."""
+        return False
 
     def forward(
         self, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
@@ -101,7 +81,5 @@ class Linear(nn.Module):
 def gated_gelu(
     gate: Linear, up: Linear, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
 ) -> Float[Tensor, "T F"]:
-    """Return gelu(gate(x)) * up(x), in two fused products where both weights are packed."""
-    if gate.is_packed and up.is_packed:
-        return packed_linear.gated_gelu(x, gate.weight, up.weight)
+    """Return gelu(gate(x)) * up(x)."""
     return ops.gated_gelu(gate(x, adapters), up(x, adapters))

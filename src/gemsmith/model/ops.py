@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from gemsmith.kernels import blocked_attention, fused_geglu, fused_norm, fused_rope, packed_linear, rounded_linear
+from gemsmith.kernels import blocked_attention, dense_linear, fused_geglu, fused_norm, fused_rope, rounded_linear
 from gemsmith.kernels import quantized_linear as packed_quantized
 from gemsmith.kernels import ranged_attention as ranged
 from gemsmith.kernels.quantized import Quantized, plain_quantized_linear
@@ -35,11 +35,18 @@ def plain_only() -> Iterator[None]:
         _only_plain = before
 
 
+def is_plain() -> bool:
+    """Tell whether plain_only is in force."""
+    return _only_plain
+
+
 def linear(x: Float[Tensor, "*T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*T d_out"]:
-    """Return x @ weight.T in the dtype of x, whichever form the weight is stored in."""
-    if weight.is_mkldnn:
-        return packed_linear.linear(x, weight)
-    return F.linear(x, weight) if weight.dtype == x.dtype else rounded_linear.linear(x, weight)
+    """Return x @ weight.T in the dtype of x, a weight of another dtype rounded to it."""
+    if weight.dtype != x.dtype:
+        return rounded_linear.linear(x, weight)
+    if not _only_plain and dense_linear.is_suitable(x, weight):
+        return dense_linear.linear(x, weight)
+    return F.linear(x, weight)
 
 
 def quantized_linear(
@@ -116,9 +123,17 @@ def rope_angles(
 
     Source: RoFormer, arXiv:2104.09864; linear scaling, arXiv:2306.15595.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions.float()[:, None] * (1.0 / (theta**exponent) / factor)
+    frequencies = rope_frequencies(head_dim=head_dim, theta=theta, factor=factor, device=positions.device)
+    angles = positions.float()[:, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+def rope_frequencies(
+    *, head_dim: int, theta: float, factor: float, device: torch.device | str | None = None
+) -> Float[Tensor, " half"]:
+    """Return the radians by which each pair of a head turns from position to position, in float32."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    return 1.0 / (theta**exponent) / factor
 
 
 def plain_rotate(

@@ -179,8 +179,7 @@ def _write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tu
 
 
 def _pieces(tensor: Tensor, *, is_norm: bool) -> Iterator[Tensor]:
-    dense = tensor.to_dense() if tensor.is_mkldnn else tensor  # packed for inference: one at a time
-    for piece in dense.reshape(-1).split(_PIECE_ITEMS):
+    for piece in tensor.reshape(-1).split(_PIECE_ITEMS):
         yield piece.to(device="cpu", dtype=torch.float32) + (1.0 if is_norm else 0.0)
 
 

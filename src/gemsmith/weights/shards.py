@@ -48,9 +48,8 @@ class Stored:
 
 
 def dense(tensor: Tensor, dtype: torch.dtype | None = None) -> Stored:
-    """Return a tensor to be written as it is, or in another dtype; in plain order if it is packed for inference."""
-    make = tensor.to_dense if tensor.is_mkldnn else lambda: tensor
-    return Stored(tuple(tensor.shape), tensor.dtype if dtype is None else dtype, make)
+    """Return a tensor to be written as it is, or in another dtype."""
+    return Stored(tuple(tensor.shape), tensor.dtype if dtype is None else dtype, lambda: tensor)
 
 
 def split(tensors: Mapping[str, Stored], max_bytes: int) -> dict[str, dict[str, Stored]]:

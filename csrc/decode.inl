@@ -1,0 +1,372 @@
+// One token of each of some documents through all blocks, in one parallel region. Included by unit.inl.
+//
+// Matrices are shared out block by block. What lies between them is so little that each thread does all of it for
+// itself, on a residual stream of its own: all threads compute the same numbers, and nobody waits.
+// Elements of a cache of 8 bits, before their scale.
+struct byte {
+    int8_t bits;
+};
+static inline vf vload(const byte* p) {
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    return (vf)p->bits;
+#endif
+}
+static inline vf load_n(const byte* p, int64_t n) {
+    float wide[W] = {};
+    for (int64_t i = 0; i < n; i++) wide[i] = p[i].bits;
+    return vload(wide);
+}
+
+namespace step {
+
+#include "decode_team.inl"
+#include "decode_products.inl"
+#include "decode_attention.inl"
+
+constexpr int64_t STAGES = 5;  // of a layer that end at a barrier: q k v, attention, o, gate and up, down
+
+// Largest widths of a network, and where its buffers lie.
+struct Sizes {
+    int64_t d_model, d_attention, d_key, d_ff, d_in, n_frequencies, max_chunks, max_partial, n_rows;
+
+    explicit Sizes(const gs_decode_call* call) {
+        *this = Sizes{};
+        n_rows = call->n_rows;
+        d_in = d_model = call->table.d_in;
+        for (int64_t index = 0; index < call->n_layers; index++) {
+            const gs_decode_layer& layer = call->layers[index];
+            int64_t seen = layer.window && layer.window < call->capacity ? layer.window : call->capacity;
+            grow(&d_attention, layer.n_heads * layer.head_dim);
+            grow(&d_key, layer.n_kv_heads * layer.head_dim);
+            grow(&d_ff, layer.gate.d_out);
+            grow(&n_frequencies, layer.head_dim / 2);
+            grow(&max_chunks, seen / CHUNK + 2);
+            grow(&max_partial, layer.n_heads * (layer.head_dim + 2));
+        }
+        grow(&d_in, d_attention);
+        grow(&d_in, d_ff);
+    }
+    Sizes() = default;
+    static void grow(int64_t* a, int64_t b) { *a = *a < b ? b : *a; }
+    int64_t rounded_bytes() const { return n_rows * ((d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT) * 40; }
+};
+
+// Hands out pieces of the scratch memory, each at a cache line of its own; with no memory it only counts.
+struct Pieces {
+    char* start;
+    int64_t used;
+    void* bytes(int64_t n) {
+        void* piece = start ? start + used : nullptr;
+        used += (n + 63) / 64 * 64;
+        return piece;
+    }
+    float* floats(int64_t n) { return (float*)bytes(n * 4); }
+};
+
+// What all threads see.
+struct Shared {
+    gs_barrier* barrier;
+    int64_t* taken;
+    float *q, *k, *v, *partial, *out, *gate, *up;
+
+    Shared(const gs_decode_call* call, const Sizes& sizes, Pieces& pieces) {
+        int64_t n = sizes.n_rows;
+        barrier = (gs_barrier*)pieces.bytes(sizeof(gs_barrier));
+        taken = (int64_t*)pieces.bytes((call->n_layers * STAGES + 1) * 8);
+        q = pieces.floats(n * sizes.d_attention);
+        k = pieces.floats(n * sizes.d_key);
+        v = pieces.floats(n * sizes.d_key);
+        partial = pieces.floats(n * sizes.max_chunks * sizes.max_partial);
+        out = pieces.floats(n * sizes.d_model);
+        gate = pieces.floats(n * sizes.d_ff);
+        up = pieces.floats(n * sizes.d_ff);
+    }
+};
+
+// What one thread has for itself.
+struct Own {
+    float *x, *pair;       // residual stream; queries of a pair of heads
+    float *cosine, *sine;  // [n_rows, head_dim / 2] of `frequencies`
+    const float* frequencies;
+    Inputs in;
+
+    Own(const Sizes& sizes, Pieces& pieces) {
+        x = pieces.floats(sizes.n_rows * sizes.d_model);
+        pair = pieces.floats(4 * sizes.n_frequencies);
+        cosine = pieces.floats(sizes.n_rows * sizes.n_frequencies);
+        sine = pieces.floats(sizes.n_rows * sizes.n_frequencies);
+        frequencies = nullptr;
+        in = Inputs{};
+        in.x = pieces.floats(sizes.n_rows * sizes.d_in);
+        in.rounded = pieces.bytes(sizes.rounded_bytes());
+        in.n_rows = sizes.n_rows;
+    }
+};
+
+// Everything one thread knows during a call.
+struct Worker {
+    const gs_decode_call* call;
+    const Sizes& sizes;
+    const Shared& shared;
+    Own& own;
+    Team team;
+
+    int64_t chunk_of(int64_t position) const { return position / CHUNK; }
+    // The first position a layer's query at `position` sees.
+    static int64_t first_seen(const gs_decode_layer& layer, int64_t position) {
+        return layer.window && position >= layer.window ? position - layer.window + 1 : 0;
+    }
+    int64_t chunks_seen(const gs_decode_layer& layer, int64_t position) const {
+        return chunk_of(position) - chunk_of(first_seen(layer, position)) + 1;
+    }
+    float* partial(const gs_decode_layer& layer, int64_t row, int64_t head, int64_t chunk) const {
+        return shared.partial + ((row * layer.n_heads + head) * sizes.max_chunks + chunk) * (layer.head_dim + 2);
+    }
+
+    // to = from / rms(from) * (1 + weight) for one row, added to `to` where asked.
+    template <class T>
+    void norm_row(const float* from, const T* weight, int64_t width, float* to, bool is_added) const {
+        vf scale = vset(root_scale(from, width, call->eps));
+        auto piece = [&](int64_t i, int64_t n) {
+            vf y = load(from + i, n) * scale * (vset(1.0f) + load(weight + i, n));
+            store(to + i, is_added ? load(to + i, n) + y : y, n);
+        };
+        over(width, [&](int64_t i) { piece(i, W); }, piece);
+    }
+    void norm(const float* from, const void* weight, int64_t width, float* to, bool is_added) const {
+        if (call->norm_dtype == GS_BFLOAT16) norm_row(from, (const bf16*)weight, width, to, is_added);
+        else norm_row(from, (const float*)weight, width, to, is_added);
+    }
+
+    // Inputs of the matrices that follow: the residual stream, normalized.
+    void enter(const void* weight) {
+        for (int64_t row = 0; row < sizes.n_rows; row++)
+            norm(own.x + row * sizes.d_model, weight, sizes.d_model, own.in.x + row * sizes.d_model, false);
+        own.in.middle = 0;
+    }
+    // Add what a sublayer put out to the residual stream.
+    void leave(const void* weight) {
+        for (int64_t row = 0; row < sizes.n_rows; row++) {
+            float *x = own.x + row * sizes.d_model, *y = shared.out + row * sizes.d_model;
+            if (weight) norm(y, weight, sizes.d_model, x, true);
+            else {
+                auto piece = [&](int64_t i, int64_t n) { store(x + i, load(x + i, n) + load(y + i, n), n); };
+                over(sizes.d_model, [&](int64_t i) { piece(i, W); }, piece);
+            }
+        }
+    }
+
+    void multiply(const gs_matrix& m, float* y) {
+        prepare(m, own.in);
+        team.share(n_turns(m), [&](int64_t turn) { take_turn(m, own.in, turn, y); });
+    }
+    void make_queries(const gs_decode_layer& layer) {
+        const gs_matrix* all[3] = {&layer.q, &layer.k, &layer.v};
+        float* to[3] = {shared.q, shared.k, shared.v};
+        int64_t n = n_turns(layer.q) + n_turns(layer.k) + n_turns(layer.v);
+        team.share(n, [&](int64_t turn) {
+            int which = 0;
+            for (; turn >= n_turns(*all[which]); which++) turn -= n_turns(*all[which]);
+            prepare(*all[which], own.in);
+            take_turn(*all[which], own.in, turn, to[which]);
+        });
+    }
+
+    void find_angles(const gs_decode_layer& layer) {
+        if (own.frequencies == layer.frequencies) return;
+        own.frequencies = layer.frequencies;
+        int64_t half = layer.head_dim / 2;
+        for (int64_t row = 0; row < sizes.n_rows; row++)
+            for (int64_t i = 0; i < half; i++) {
+                float angle = (float)call->positions[row] * layer.frequencies[i];
+                own.cosine[row * half + i] = cosf(angle);
+                own.sine[row * half + i] = sinf(angle);
+            }
+    }
+    // One head's vector, normalized where a layer does that, and turned to its row's position.
+    void turn_head(const gs_decode_layer& layer, const float* from, const void* weight, int64_t row, float* to) {
+        int64_t half = layer.head_dim / 2;
+        if (weight) norm(from, weight, layer.head_dim, to, false);
+        else memcpy(to, from, layer.head_dim * sizeof(float));
+        const float *c = own.cosine + row * half, *s = own.sine + row * half;
+        auto piece = [&](int64_t i, int64_t n) {
+            vf a = load(to + i, n), b = load(to + half + i, n), cos = load(c + i, n), sin = load(s + i, n);
+            store(to + i, a * cos - b * sin, n);
+            store(to + half + i, b * cos + a * sin, n);
+        };
+        over(half, [&](int64_t i) { piece(i, W); }, piece);
+    }
+
+    template <class C>
+    void write_key(const gs_decode_layer& layer, const Cached<C>& cache, int64_t row, int64_t kv_head) {
+        int64_t head = (row * layer.n_kv_heads + kv_head) * layer.head_dim;
+        int64_t place = call->positions[row] % layer.n_places, at = place * layer.head_dim;
+        turn_head(layer, shared.k + head, layer.k_norm, row, own.pair);
+        write_vector(own.pair, layer.head_dim, cache.keys + at, cache.key_scales + place);
+        write_vector(shared.v + head, layer.head_dim, cache.values + at, cache.value_scales + place);
+    }
+    // One chunk of the keys of one head, for every query head that shares it.
+    template <class C>
+    void read_chunk(const gs_decode_layer& layer, int64_t row, int64_t kv_head, int64_t turn) {
+        const int64_t position = call->positions[row], seen = first_seen(layer, position);
+        const int64_t n_groups = layer.n_heads / layer.n_kv_heads, H = layer.head_dim;
+        const int64_t chunk = chunk_of(seen) + turn, end = (chunk + 1) * CHUNK, start = chunk * CHUNK;
+        Cached<C> cache = cached<C>(layer, call->slots[row], kv_head);
+        if (layer.k.values && end > position) write_key(layer, cache, row, kv_head);
+        for (int64_t g = 0; g < n_groups; g += 2) {
+            int64_t head = kv_head * n_groups + g, next = g + 1 < n_groups ? head + 1 : head;
+            turn_head(layer, shared.q + (row * layer.n_heads + head) * H, layer.q_norm, row, own.pair);
+            turn_head(layer, shared.q + (row * layer.n_heads + next) * H, layer.q_norm, row, own.pair + H);
+            read_pair(layer, cache, own.pair, start > seen ? start : seen, end > position ? position + 1 : end,
+                      partial(layer, row, head, turn), partial(layer, row, next, turn));
+        }
+    }
+    void attend(const gs_decode_layer& layer) {
+        find_angles(layer);
+        int64_t n = 0;
+        for (int64_t row = 0; row < sizes.n_rows; row++)
+            n += layer.n_kv_heads * chunks_seen(layer, call->positions[row]);
+        team.share(n, [&](int64_t turn) {
+            int64_t row = 0;
+            for (int64_t here; turn >= (here = layer.n_kv_heads * chunks_seen(layer, call->positions[row])); row++)
+                turn -= here;
+            int64_t n_chunks = chunks_seen(layer, call->positions[row]);
+            if (call->cache_dtype == GS_INT8) read_chunk<byte>(layer, row, turn / n_chunks, turn % n_chunks);
+            else if (call->cache_dtype == GS_BFLOAT16) read_chunk<bf16>(layer, row, turn / n_chunks, turn % n_chunks);
+            else read_chunk<float>(layer, row, turn / n_chunks, turn % n_chunks);
+        });
+    }
+    // Inputs of the matrix behind attention: the chunks of each head, put together in their order.
+    void gather(const gs_decode_layer& layer) {
+        const int64_t H = layer.head_dim;
+        for (int64_t row = 0; row < sizes.n_rows; row++)
+            for (int64_t head = 0; head < layer.n_heads; head++) {
+                int64_t n_chunks = chunks_seen(layer, call->positions[row]);
+                float *to = own.in.x + (row * layer.n_heads + head) * H, most = -INFINITY, sum = 0.0f;
+                for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
+                    float here = partial(layer, row, head, chunk)[0];
+                    most = here > most || here != here ? here : most;
+                }
+                memset(to, 0, H * sizeof(float));
+                for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
+                    const float* from = partial(layer, row, head, chunk);
+                    float weight = n_chunks == 1 ? 1.0f : expf(from[0] - most);
+                    sum += weight * from[1];
+                    auto piece = [&](int64_t i, int64_t n) {
+                        store(to + i, vfma(load(from + 2 + i, n), vset(weight), load(to + i, n)), n);
+                    };
+                    over(H, [&](int64_t i) { piece(i, W); }, piece);
+                }
+                auto piece = [&](int64_t i, int64_t n) { store(to + i, load(to + i, n) * vset(1.0f / sum), n); };
+                over(H, [&](int64_t i) { piece(i, W); }, piece);
+            }
+        own.in.middle = 0;
+    }
+
+    void open_gates(const gs_decode_layer& layer) {
+        const gs_matrix &gate = layer.gate, &up = layer.up;
+        // Turns of both matrices take the same blocks; the one of more bytes says how many.
+        const gs_matrix& wide = turn_blocks(gate) <= turn_blocks(up) ? gate : up;
+        team.share(n_turns(wide), [&](int64_t turn) {
+            int64_t first = turn * turn_blocks(wide), last = first + turn_blocks(wide);
+            if (last > n_blocks(gate)) last = n_blocks(gate);
+            prepare(gate, own.in);
+            take_blocks(gate, own.in, first, last, shared.gate);
+            prepare(up, own.in);
+            take_blocks(up, own.in, first, last, shared.up);
+            int64_t begin = first * GS_QUANT_BLOCK, end = last * GS_QUANT_BLOCK < gate.d_out ? last * GS_QUANT_BLOCK : gate.d_out;
+            for (int64_t row = 0; row < sizes.n_rows; row++) {
+                float *g = shared.gate + row * gate.d_out + begin, *u = shared.up + row * gate.d_out + begin;
+                auto piece = [&](int64_t i, int64_t n) {
+                    vf x = load(g + i, n), bend;
+                    store(g + i, x * gelu_share(x, &bend) * load(u + i, n), n);
+                };
+                over(end - begin, [&](int64_t i) { piece(i, W); }, piece);
+            }
+        });
+    }
+
+    void run_layer(const gs_decode_layer& layer) {
+        enter(layer.before_attention);
+        make_queries(layer);
+        attend(layer);
+        gather(layer);
+        multiply(layer.o, shared.out);
+        leave(layer.after_attention);
+        enter(layer.before_feed_forward);
+        open_gates(layer);
+        memcpy(own.in.x, shared.gate, sizes.n_rows * layer.down.d_in * sizeof(float));
+        own.in.middle = 0;
+        multiply(layer.down, shared.out);
+        leave(layer.after_feed_forward);
+    }
+    void run() {
+        for (int64_t row = 0; row < sizes.n_rows; row++)
+            look_up(call->table, call->token_ids[row], call->embedding_scale, own.x + row * sizes.d_model);
+        for (int64_t index = 0; index < call->n_layers; index++) run_layer(call->layers[index]);
+        enter(call->last_norm);
+        const gs_matrix& m = call->table;
+        prepare(m, own.in);
+        team.share(n_turns(m), [&](int64_t turn) {
+            Range range = take_turn(m, own.in, turn, call->logits);
+            if (call->cap > 0.0f)
+                for (int64_t row = 0; row < sizes.n_rows; row++) {
+                    float* y = call->logits + row * m.d_out + range.begin;
+                    auto piece = [&](int64_t i, int64_t n) {
+                        store(y + i, vtanh(load(y + i, n) * vset(1.0f / call->cap)) * vset(call->cap), n);
+                    };
+                    over(range.end - range.begin, [&](int64_t i) { piece(i, W); }, piece);
+                }
+        });
+    }
+};
+
+static void decode_scratch(const gs_decode_call* call, int64_t* n_bytes) {
+    const Sizes sizes(call);
+    Pieces pieces = {nullptr, 0};
+    Shared shared(call, sizes, pieces);
+    for (int64_t thread = 0; thread < call->n_threads; thread++) Own own(sizes, pieces);
+    *n_bytes = pieces.used;
+}
+
+static void decode(const gs_decode_call* call) {
+    const Sizes sizes(call);
+    Pieces pieces = {(char*)call->scratch, 0};
+    const Shared shared(call, sizes, pieces);
+    memset(shared.barrier, 0, sizeof(gs_barrier));
+    memset(shared.taken, 0, (call->n_layers * STAGES + 1) * 8);
+    struct Context {
+        const gs_decode_call* call;
+        const Sizes* sizes;
+        const Shared* shared;
+        Pieces rest;
+    } context = {call, &sizes, &shared, pieces};
+    gs_run_team((int32_t)call->n_threads,
+                [](void* data, int32_t thread, int32_t n_threads) {
+                    const Context* c = (const Context*)data;
+                    Pieces rest = c->rest;
+                    for (int32_t before = 0; before < thread; before++) Own skipped(*c->sizes, rest);
+                    Own own(*c->sizes, rest);
+                    Team team = {c->shared->barrier, c->shared->taken, n_threads, 0};
+                    Worker{c->call, *c->sizes, *c->shared, own, team}.run();
+                },
+                &context);
+}
+
+static void dense_linear(const float* x, const void* weights, float* y, int64_t n_rows, int64_t d_in, int64_t d_out,
+                         int32_t dtype) {
+    const gs_matrix m = {weights, nullptr, nullptr, d_in, d_out, 0, dtype == GS_BFLOAT16 ? 16 : 32, 0};
+    Inputs in = {};
+    in.x = (float*)x;
+    in.n_rows = n_rows;
+    take_turns(n_turns(m), [&](int64_t turn, int32_t) { take_turn(m, in, turn, y); });
+}
+
+}  // namespace step
+using step::decode;
+using step::dense_linear;
+using step::decode_scratch;

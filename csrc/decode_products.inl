@@ -1,0 +1,138 @@
+// Products of a few rows with matrices of every form, block by block of 16 outputs. Included by decode.inl.
+
+constexpr int64_t TURN_BYTES = 65536;  // of a matrix, read in one turn: some microseconds
+
+// Rows of inputs, float32, and the same rounded to 8 bits for the form of matrix they were last rounded for.
+struct Inputs {
+    float* x;  // [n_rows, d_in]
+    void* rounded;
+    int64_t n_rows;
+    QuantRows rows;
+    int32_t middle;  // 0: not rounded yet
+};
+
+// Rows of 16 or 32 bits: four sums by place, added up in one order. R rows of x at once.
+template <int R, class T>
+static inline void dense_output(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
+    vf sums[R][4];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < 4; j++) sums[r][j] = vzero();
+    int64_t i = 0;
+    for (; i + 4 * W <= d_in; i += 4 * W) {
+        __builtin_prefetch((const char*)(weights + i) + 4096);
+        for (int j = 0; j < 4; j++) {
+            vf w = vload(weights + i + j * W);
+            for (int r = 0; r < R; r++) sums[r][j] = vfma(w, vload(x + r * d_in + i + j * W), sums[r][j]);
+        }
+    }
+    auto piece = [&](int64_t k, int64_t n) {
+        vf w = load(weights + i + k, n);
+        for (int r = 0; r < R; r++) sums[r][0] = vfma(w, load(x + r * d_in + i + k, n), sums[r][0]);
+    };
+    over(d_in - i, [&](int64_t k) { piece(k, W); }, piece);
+    for (int r = 0; r < R; r++) y[r * stride] = hsum((sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]));
+}
+
+template <class T>
+static void dense_block(const gs_matrix& m, const Inputs& in, int64_t block, float* y) {
+    int64_t begin = block * GS_QUANT_BLOCK, end = begin + GS_QUANT_BLOCK < m.d_out ? begin + GS_QUANT_BLOCK : m.d_out;
+    for (int64_t output = begin; output < end; output++) {
+        const T* weights = (const T*)m.values + output * m.d_in;
+        int64_t row = 0;
+        for (; row + 4 <= in.n_rows; row += 4)
+            dense_output<4>(weights, in.x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+        for (; row < in.n_rows; row++)
+            dense_output<1>(weights, in.x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+    }
+}
+
+template <int BITS>
+static void quant_block(const gs_quant_call& call, const Inputs& in, int64_t block, float* y) {
+    for (int64_t first = 0, size; first < in.n_rows; first += size) {
+        size = tile_rows(first, in.n_rows);
+        if (size == 1) quant_tile<BITS, 1>(&call, in.rows, first, block, y);
+        else if (size == 2) quant_tile<BITS, 2>(&call, in.rows, first, block, y);
+        else if (size == 4) quant_tile<BITS, 4>(&call, in.rows, first, block, y);
+        else quant_tile<BITS, QUANT_ROWS>(&call, in.rows, first, block, y);
+    }
+}
+
+static inline int64_t n_blocks(const gs_matrix& m) { return (m.d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK; }
+
+// Blocks of a matrix that one turn takes.
+static inline int64_t turn_blocks(const gs_matrix& m) {
+    int64_t bytes = GS_QUANT_BLOCK * m.d_in * m.bits / 8;
+    return bytes < TURN_BYTES ? TURN_BYTES / (bytes ? bytes : 1) : 1;
+}
+
+static inline int64_t n_turns(const gs_matrix& m) {
+    return m.values ? (n_blocks(m) + turn_blocks(m) - 1) / turn_blocks(m) : 0;
+}
+
+static inline gs_quant_call as_quant_call(const gs_matrix& m, int64_t n_rows) {
+    return gs_quant_call{nullptr, nullptr, (const uint8_t*)m.values, m.scales, m.zeros, nullptr, n_rows,
+                         m.d_in,  m.d_out, m.group_units,            m.bits,   GS_FLOAT32, m.scale_dtype};
+}
+
+// Round the inputs for this matrix, unless they are.
+static void prepare(const gs_matrix& m, Inputs& in) {
+    if (!m.values || m.bits > 8) return;
+    int32_t middle = m.zeros ? 1 : m.bits == 4 ? 8 : 128;
+    if (in.middle == middle) return;
+    gs_quant_call call = as_quant_call(m, in.n_rows);
+    call.scratch = in.rounded;
+    in.rows = quant_rows(&call);
+    in.middle = middle;
+    round_rows(in.x, in.rows, m.d_in, middle);
+}
+
+// Blocks first to last, written to y [n_rows, d_out].
+static void take_blocks(const gs_matrix& m, const Inputs& in, int64_t first, int64_t last, float* y) {
+    gs_quant_call call = as_quant_call(m, in.n_rows);
+    for (int64_t block = first; block < last; block++) {
+        if (m.bits == 4) quant_block<4>(call, in, block, y);
+        else if (m.bits == 8) quant_block<8>(call, in, block, y);
+        else if (m.bits == 16) dense_block<bf16>(m, in, block, y);
+        else dense_block<float>(m, in, block, y);
+    }
+}
+
+struct Range {
+    int64_t begin, end;
+};
+
+// The outputs of one turn, written to y; returns where they begin and end.
+static Range take_turn(const gs_matrix& m, const Inputs& in, int64_t turn, float* y) {
+    int64_t first = turn * turn_blocks(m), last = first + turn_blocks(m);
+    if (last > n_blocks(m)) last = n_blocks(m);
+    take_blocks(m, in, first, last, y);
+    int64_t end = last * GS_QUANT_BLOCK;
+    return Range{first * GS_QUANT_BLOCK, end < m.d_out ? end : m.d_out};
+}
+
+// Row `row` of a matrix times `factor`, as float32.
+static void look_up(const gs_matrix& m, int64_t row, float factor, float* out) {
+    auto widen_row = [&](auto* weights) {
+        auto piece = [&](int64_t i, int64_t n) { store(out + i, load(weights + i, n) * vset(factor), n); };
+        over(m.d_in, [&](int64_t i) { piece(i, W); }, piece);
+    };
+    if (m.bits == 16) return widen_row((const bf16*)m.values + row * m.d_in);
+    if (m.bits == 32) return widen_row((const float*)m.values + row * m.d_in);
+    const int64_t n_units = (m.d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT, step = GS_QUANT_UNIT / m.bits;
+    const int64_t n_groups = (n_units + m.group_units - 1) / m.group_units;
+    const int64_t block = row / GS_QUANT_BLOCK, lane = row % GS_QUANT_BLOCK;
+    const uint8_t* lanes = (const uint8_t*)m.values + block * n_units * 64 * m.bits + lane * 4;
+    float scale = 0.0f, scales[W];
+    int32_t zero = m.bits == 4 ? 8 : 128;
+    for (int64_t i = 0; i < m.d_in; i++) {
+        if (i % (GS_QUANT_UNIT * m.group_units) == 0) {
+            int64_t group = i / (GS_QUANT_UNIT * m.group_units), at = (block * n_groups + group) * GS_QUANT_BLOCK + lane;
+            vstore(scales, load_scales(m.scales, at - lane % W, m.scale_dtype) * vset(factor));
+            scale = scales[lane % W];
+            if (m.zeros) zero = m.zeros[at];
+        }
+        int32_t value = lanes[i / step * 64 + i % 4];
+        if (m.bits == 4) value = i % 8 < 4 ? value & 15 : value >> 4;
+        out[i] = (float)(value - zero) * scale;
+    }
+}

@@ -1,0 +1,181 @@
+"""One token of each of some documents through a whole network in one call: csrc/decode.h.
+
+Equal to Transformer.hidden and .logits for one new token a document, but for rounding: between the matrices
+everything stays in float32.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gemsmith.kernels import native
+from gemsmith.kernels.quantized_linear import SCALE_DTYPES, Packed, group_units
+
+# What csrc/decode_attention.inl has room for on its stack.
+MAX_HEAD_DIM = 1024
+_CACHE_DTYPES = {**native.DTYPES, torch.int8: 3}
+_Stored = Tensor | Packed | None
+
+
+class _Matrix(ctypes.Structure):
+    """gs_matrix of csrc/decode.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "scales", "zeros")),
+        *((name, ctypes.c_int64) for name in ("d_in", "d_out", "group_units")),
+        *((name, ctypes.c_int32) for name in ("bits", "scale_dtype")),
+    ]
+
+
+_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+_NORMS = ("before_attention", "after_attention", "before_feed_forward", "after_feed_forward", "q_norm", "k_norm")
+_CACHE = ("keys", "values", "key_scales", "value_scales")
+
+
+class _Layer(ctypes.Structure):
+    """gs_decode_layer of csrc/decode.h."""
+
+    _fields_ = [
+        *((name, _Matrix) for name in _MATRICES),
+        *((name, ctypes.c_void_p) for name in (*_NORMS, "frequencies", *_CACHE)),
+        *((name, ctypes.c_int64) for name in ("n_heads", "n_kv_heads", "head_dim", "n_places", "window")),
+        *((name, ctypes.c_float) for name in ("scale", "cap")),
+    ]
+
+
+class _Call(ctypes.Structure):
+    """gs_decode_call of csrc/decode.h."""
+
+    _fields_ = [
+        ("layers", ctypes.c_void_p),
+        ("table", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("last_norm", "token_ids", "positions", "slots", "logits", "scratch")),
+        *((name, ctypes.c_int64) for name in ("n_layers", "n_rows", "capacity", "n_threads")),
+        *((name, ctypes.c_float) for name in ("eps", "embedding_scale", "cap")),
+        *((name, ctypes.c_int32) for name in ("norm_dtype", "cache_dtype")),
+    ]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block as the kernel sees it.
+
+    Attributes:
+        matrices: By the names q, k, v, o, gate, up and down; without k and v where a layer has none.
+        norms: Weights by the names _NORMS has, those there are.
+        frequencies: Float32 [head_dim / 2], radians per position.
+        cache: keys and values [slots, K, places, H], and of 8-bit caches key_scales and value_scales.
+        window: 0 for a global layer.
+        cap: 0 for none.
+    """
+
+    matrices: dict[str, Tensor | Packed]
+    norms: dict[str, Tensor]
+    frequencies: Float[Tensor, " half"]
+    cache: dict[str, Tensor]
+    n_heads: int
+    window: int
+    scale: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as the kernel sees it.
+
+    Attributes:
+        table: Embedding and head.
+        capacity: Positions lie below it.
+        cap: Of the logits, 0 for none.
+    """
+
+    layers: Sequence[Layer]
+    table: Tensor | Packed
+    last_norm: Tensor
+    capacity: int
+    eps: float
+    embedding_scale: float
+    cap: float
+
+
+class DecodeStep:
+    """Reads one token a document; everything that stays the same from step to step is prepared once."""
+
+    def __init__(self, network: Network, *, max_rows: int, n_threads: int) -> None:
+        self._kept = network  # the library holds addresses of its tensors
+        self._layers = (_Layer * len(network.layers))(*(_layer(layer) for layer in network.layers))
+        self._vocab_size = network.table.shape[0]
+        self._integers = (ctypes.c_int64 * (3 * max_rows))()
+        self._logits = torch.empty(max_rows, self._vocab_size)
+        at, item = ctypes.addressof(self._integers), 8 * max_rows
+        self._max_rows = max_rows
+        self._call = _Call(
+            layers=ctypes.addressof(self._layers), table=_matrix(network.table),
+            last_norm=network.last_norm.data_ptr(), token_ids=at, positions=at + item, slots=at + 2 * item,
+            logits=self._logits.data_ptr(), n_layers=len(network.layers), n_rows=max_rows, capacity=network.capacity,
+            n_threads=n_threads, eps=network.eps, embedding_scale=network.embedding_scale, cap=network.cap,
+            norm_dtype=native.DTYPES[network.last_norm.dtype],
+            cache_dtype=_CACHE_DTYPES[network.layers[0].cache["keys"].dtype],
+        )  # fmt: skip
+        n_bytes = ctypes.c_int64()
+        native.need().gs_decode_scratch(ctypes.byref(self._call), ctypes.addressof(n_bytes))
+        self._scratch = torch.empty(n_bytes.value + 64, dtype=torch.uint8)
+        self._call.scratch = (self._scratch.data_ptr() + 63) // 64 * 64
+        self._address, self._run = ctypes.byref(self._call), native.need().gs_decode
+
+    def __call__(
+        self, token_ids: Sequence[int], positions: Sequence[int], slots: Sequence[int]
+    ) -> Float[Tensor, "B V"]:
+        """Return the logits after each token, float32; the next call overwrites them.
+
+        Args:
+            slots: Of the cache, no one twice; each has all positions before its token's.
+        """
+        n, room = len(token_ids), self._max_rows
+        assert 0 < n <= room
+        assert len(positions) == len(slots) == n
+        assert min(token_ids) >= 0
+        assert max(token_ids) < self._vocab_size
+        assert max(positions) < self._call.capacity
+        self._integers[:n], self._integers[room : room + n] = list(token_ids), list(positions)
+        self._integers[2 * room : 2 * room + n] = list(slots)
+        self._call.n_rows = n
+        self._run(self._address)
+        return self._logits[:n]
+
+
+def can_take(matrix: _Stored) -> bool:
+    """Tell whether a matrix is in a form the kernel reads."""
+    if isinstance(matrix, Packed):
+        return matrix.values.device.type == "cpu"
+    return matrix is not None and matrix.dtype in native.DTYPES and native.serves(matrix)
+
+
+def _matrix(matrix: _Stored) -> _Matrix:
+    if matrix is None:
+        return _Matrix()
+    if isinstance(matrix, Packed):
+        (d_out, d_in), zeros = matrix.shape, matrix.zeros
+        return _Matrix(
+            matrix.values.data_ptr(), matrix.scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
+            d_in, d_out, group_units(matrix), matrix.scheme.bits, SCALE_DTYPES[matrix.scales.dtype],
+        )  # fmt: skip
+    return _Matrix(
+        values=matrix.data_ptr(), d_in=matrix.shape[1], d_out=matrix.shape[0], bits=8 * matrix.element_size()
+    )
+
+
+def _layer(layer: Layer) -> _Layer:
+    keys = layer.cache["keys"]
+    found = _Layer(n_heads=layer.n_heads, window=layer.window, scale=layer.scale, cap=layer.cap)
+    found.n_kv_heads, found.n_places, found.head_dim = keys.shape[1:]
+    found.frequencies = layer.frequencies.data_ptr()
+    for name in _MATRICES:
+        setattr(found, name, _matrix(layer.matrices.get(name)))
+    for name, tensor in (*layer.norms.items(), *layer.cache.items()):
+        setattr(found, name, tensor.data_ptr())
+    return found

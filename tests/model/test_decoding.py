@@ -1,0 +1,188 @@
+"""The compiled decode step against the network's modules."""
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from gemsmith.kernels import native
+from gemsmith.kernels.quantized import Scheme
+from gemsmith.model import ops
+from gemsmith.model.cache import KVCache
+from gemsmith.model.decoding import decode_step
+from gemsmith.model.layers import Embedding
+from gemsmith.model.layout import Layout
+from gemsmith.model.linear import Linear, LowRank
+from gemsmith.model.quantized import quantize_network
+from gemsmith.model.transformer import Transformer
+from tiny import FAMILIES, WINDOW, tiny_config, tiny_network
+
+needs_library = pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels here; make kernels builds them")
+pytestmark = needs_library
+
+LENGTHS = (3, WINDOW + 5, 30)
+
+
+def make_cache(network: Transformer, *, n_slots: int = len(LENGTHS), capacity: int = 256, slack: int = 4) -> KVCache:
+    return KVCache(network.config, n_slots=n_slots, capacity=capacity, slack=slack, dtype=network.dtype)
+
+
+@torch.inference_mode()
+def prefill(network: Transformer, cache: KVCache, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
+    prompts = [torch.randint(0, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    for slot, prompt in enumerate(prompts):
+        network.hidden(prompt, Layout.packed([len(prompt)], slots=[slot]), cache=cache)
+    return prompts
+
+
+@torch.inference_mode()
+def by_modules(network: Transformer, cache: KVCache, token_ids: list[int], slots: list[int]) -> Tensor:
+    starts = [int(cache.lengths[slot]) for slot in slots]
+    layout = Layout.packed([1] * len(slots), starts=starts, slots=slots)
+    return network.logits(network.hidden(torch.tensor(token_ids), layout, cache=cache))
+
+
+def by_step(network: Transformer, cache: KVCache, token_ids: list[int], slots: list[int], n_threads: int = 1) -> Tensor:
+    step = decode_step(network, cache, n_threads=n_threads)
+    assert step is not None
+    positions = [int(cache.lengths[slot]) for slot in slots]
+    logits = step(token_ids, positions, slots).clone()
+    for slot, position in zip(slots, positions, strict=True):
+        cache.reserve(slot, position, 1)
+    return logits
+
+
+def rms(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).square().mean().sqrt() / expected.float().std())
+
+
+def quantized(network: Transformer, bits: Literal[4, 8], group: int | None, is_symmetric: bool = True) -> Transformer:
+    def choose(name: str, module: Linear | Embedding) -> Scheme:
+        d_in = module.d_in if isinstance(module, Linear) else module.weight.shape[1]
+        return Scheme(bits, group if group and d_in % group == 0 else None, is_symmetric=is_symmetric)
+
+    return quantize_network(network, choose)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_step_equals_the_modules(family: str, n_threads: int) -> None:
+    network = tiny_network(family)
+    ours, theirs = make_cache(network), make_cache(network)
+    for cache in (ours, theirs):
+        prefill(network, cache)
+    for turn in range(2 * WINDOW):  # past the window of every document, and around each ring
+        token_ids, slots = [7 + turn, 20 + turn, 130 + turn], [0, 1, 2]
+        found = by_step(network, ours, token_ids, slots, n_threads)
+        expected = by_modules(network, theirs, token_ids, slots)
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+    for index in ours.keys:
+        torch.testing.assert_close(ours.keys[index], theirs.keys[index], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.values[index], theirs.values[index], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("network", [
+    pytest.param(lambda: quantized(tiny_network(), 8, None), id="int8"),
+    pytest.param(lambda: quantized(tiny_network(), 4, 4), id="int4-without-units"),
+    pytest.param(lambda: quantized(wide_network(), 4, 32), id="int4-g32"),
+    pytest.param(lambda: quantized(wide_network(), 4, 64, is_symmetric=False), id="int4-g64-asymmetric"),
+    pytest.param(lambda: quantized(wide_network(dtype=torch.bfloat16), 8, 32), id="int8-g32-bfloat16"),
+    pytest.param(lambda: tiny_network(dtype=torch.bfloat16), id="bfloat16"),
+])  # fmt: skip
+def test_step_reads_every_form_of_matrix(network: object) -> None:
+    made = network()  # pyright: ignore[reportCallIssue]
+    made.pack()
+    if any(matrix.scheme.group == 4 for matrix in made.modules() if hasattr(matrix, "scheme")):
+        assert decode_step(made, make_cache(made), n_threads=1) is None  # no kernel has groups of 4
+        return
+    ours, theirs = make_cache(made), make_cache(made)
+    for cache in (ours, theirs):
+        prefill(made, cache)
+    for token_id in (5, 77):
+        found = by_step(made, ours, [token_id] * 3, [0, 1, 2], 2)
+        assert rms(found, by_modules(made, theirs, [token_id] * 3, [0, 1, 2])) < 0.05
+
+
+def wide_network(dtype: torch.dtype = torch.float32) -> Transformer:
+    """Return a network whose widths are multiples of 64, as groups of inputs need them."""
+    base = tiny_config("gemma2")
+    layers = tuple(replace(layer, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128) for layer in base.layers)
+    network = Transformer(replace(base, d_model=64, layers=layers))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+    return network.to(dtype).eval()
+
+
+def test_row_does_not_depend_on_neighbors_or_threads() -> None:
+    network = quantized(wide_network(), 4, 32)
+    network.pack()
+    caches = [make_cache(network, n_slots=9) for _ in range(3)]
+    lengths = (3, 13, 30, 1, 2, 40, 9, 8, 7)
+    for cache in caches:
+        prefill(network, cache, lengths)
+    token_ids, slots = list(range(10, 19)), list(range(9))
+    together = by_step(network, caches[0], token_ids, slots, 1)
+    assert torch.equal(by_step(network, caches[1], token_ids, slots, 3), together)
+    for slot in (0, 2, 8):
+        assert torch.equal(by_step(network, caches[2], [token_ids[slot]], [slot])[0], together[slot])
+
+
+def test_long_documents_are_put_together_from_chunks() -> None:
+    network = tiny_network("gemma2", max_seq_len=1024)
+    ours, theirs = (make_cache(network, n_slots=1, capacity=1024, slack=64) for _ in range(2))
+    for cache in (ours, theirs):
+        prefill(network, cache, (700,))
+    torch.testing.assert_close(
+        by_step(network, ours, [5], [0], 2), by_modules(network, theirs, [5], [0]), rtol=2e-4, atol=2e-4
+    )
+
+
+def test_nan_in_the_cache_comes_out() -> None:
+    network = tiny_network()
+    cache = make_cache(network)
+    prefill(network, cache)
+    cache.keys[1][1, 0, 2, 3] = torch.nan
+    logits = by_step(network, cache, [4, 4], [0, 1])
+    assert logits[0].isfinite().all()
+    assert logits[1].isnan().all()
+
+
+def test_modules_run_one_by_one_where_the_step_does_not_know_them() -> None:
+    def step(network: Transformer, **sizes: int) -> object:
+        return decode_step(network, make_cache(network), n_threads=1)
+
+    assert step(tiny_network()) is not None
+    watched = tiny_network()
+    watched.layers[1].register_forward_hook(lambda module, inputs, output: None)
+    assert step(watched) is None
+    adapted = tiny_network()
+    linear = adapted.get_submodule("layers.0.mlp.up_proj")
+    assert isinstance(linear, Linear)
+    linear.delta = LowRank(torch.zeros(1, 2, linear.d_in), torch.zeros(1, linear.d_out, 2), torch.ones(1))
+    assert step(adapted) is None
+    unpacked = quantized(tiny_network(), 8, None)
+    assert step(unpacked) is None
+    with ops.plain_only():
+        assert step(tiny_network()) is None
+
+
+def test_layers_that_read_the_keys_of_another() -> None:
+    base = tiny_config("gemma2")
+    shared = tuple(
+        replace(layer, kv_source=index - 2) if index >= 2 else layer for index, layer in enumerate(base.layers)
+    )
+    network = Transformer(replace(base, layers=shared)).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+    ours, theirs = make_cache(network), make_cache(network)
+    for cache in (ours, theirs):
+        prefill(network, cache)
+    torch.testing.assert_close(
+        by_step(network, ours, [5, 6], [0, 2]), by_modules(network, theirs, [5, 6], [0, 2]), rtol=2e-4, atol=2e-4
+    )
