@@ -186,3 +186,20 @@ def test_layers_that_read_the_keys_of_another() -> None:
     torch.testing.assert_close(
         by_step(network, ours, [5, 6], [0, 2]), by_modules(network, theirs, [5, 6], [0, 2]), rtol=2e-4, atol=2e-4
     )
+
+
+@pytest.mark.parametrize("network", [tiny_network(), tiny_network("gemma3"), wide_network(dtype=torch.bfloat16)])
+def test_step_writes_and_reads_a_cache_of_8_bits(network: Transformer) -> None:
+    ours, theirs = (
+        KVCache(network.config, n_slots=len(LENGTHS), capacity=256, slack=4, dtype=torch.int8) for _ in range(2)
+    )
+    for cache in (ours, theirs):
+        prefill(network, cache)
+    for token_id in (5, 6, 7):
+        found = by_step(network, ours, [token_id] * 3, [0, 1, 2], 2)
+        assert rms(found, by_modules(network, theirs, [token_id] * 3, [0, 1, 2])) < 0.03
+    for index in ours.keys:
+        assert (ours.keys[index].int() - theirs.keys[index].int()).abs().max() <= 1 + 5 * (
+            network.dtype == torch.bfloat16
+        )
+        torch.testing.assert_close(ours.value_scales[index], theirs.value_scales[index], rtol=0.05, atol=1e-3)
