@@ -12,6 +12,9 @@ import pytest
 from gemsmith.errors import CheckpointError, ModelNotFoundError
 from gemsmith.weights import catalog
 from gemsmith.weights.catalog import find_model, hub_cache, list_models
+from gemsmith.weights.gguf_load import GgufModel
+from gemsmith.weights.memory import WORKSPACE_BYTES
+from gguf_files import STRING, gguf, key, small_gguf, text
 from tiny import tiny_config
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -158,3 +161,20 @@ def test_finding_and_listing_need_neither_torch_nor_a_network() -> None:
         "assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_gguf_files_are_listed_and_image_towers_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_gguf(tmp_path, "gemma2", "q4_0")
+    config = GgufModel(path).config
+    (tmp_path / "mmproj.gguf").write_bytes(gguf((key("general.architecture", STRING, text("clip")),)))
+    (tmp_path / "torn.gguf").write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(catalog, "_box", lambda: tmp_path / "nowhere")
+    listed = {entry.name: entry for entry in list_models(around=tmp_path)}
+    assert sorted(listed) == ["./gemma2-q4_0.gguf", "./torn.gguf"]
+    entry = listed["./gemma2-q4_0.gguf"]
+    assert (entry.place, entry.n_params, entry.n_bytes) == ("file", config.n_params, path.stat().st_size)
+    # Norms, a vector each, are all that grows.
+    assert 0 < entry.needed_bytes - WORKSPACE_BYTES < path.stat().st_size
+    assert "torn.gguf" in listed["./torn.gguf"].note
+    monkeypatch.setattr(catalog, "available_bytes", lambda: 1000)
+    assert "needs 268.5 MB here" in {entry.note for entry in list_models(around=tmp_path)}

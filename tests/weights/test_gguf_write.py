@@ -24,7 +24,7 @@ from tiny import tiny_network
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
 def test_the_gguf_package_reads_the_same_numbers(family: str, kind: str, tmp_path: Path) -> None:
     path = small_gguf(tmp_path, family, kind)
     ours = dict(GgufModel(path).network(dtype="float32", is_native=False).network.named_parameters())
@@ -105,7 +105,7 @@ def save(path: Path, **words: Any) -> Path:
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="type must be one of f16, q8_0, q4_0; got 'q5_k'"):
+    with pytest.raises(ConfigError, match="type must be one of f16, bf16, q8_0, q4_0; got 'q5_k'"):
         save(tmp_path / "x.gguf", kind="q5_k")
     with pytest.raises(ConfigError, match="attn_scale must be what readers of GGUF take"):
         save(tmp_path / "x.gguf", network=tiny_network())
@@ -166,7 +166,7 @@ def test_pebble_survives_in_16_bits_and_in_few(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
 def test_llama_cpp_writes_the_same_text_as_we_do(kind: str, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
     loaded, tokenizer = open_model(find_model("pebble"), dtype="float32")

@@ -14,7 +14,7 @@ def convert(
     out: Path,
     /,
     *,
-    kind: Annotated[Literal["f16", "q8_0", "q4_0"], Parameter(name="--type")] = "q8_0",
+    kind: Annotated[Literal["f16", "bf16", "q8_0", "q4_0"], Parameter(name="--type")] = "q8_0",
     name: str | None = None,
     as_json: AsJson = False,
 ) -> int:

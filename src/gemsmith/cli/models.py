@@ -7,7 +7,7 @@ from gemsmith.cli.flags import AsJson
 
 
 def models(*, as_json: AsJson = False) -> int:
-    """List the models on this machine: the box, folders here, the Hugging Face cache and pulled ones."""
+    """List the models on this machine: the box, folders and GGUF files here, the Hugging Face cache and pulled ones."""
     from gemsmith.weights.catalog import list_models
     from gemsmith.weights.memory import in_gb
 

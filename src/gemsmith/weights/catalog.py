@@ -26,7 +26,7 @@ class ModelEntry:
     """One model of the list.
 
     Attributes:
-        place: Where it was found: "box", "folder", "hub" or "kaggle".
+        place: Where it was found: "box", "folder", "file", "hub" or "kaggle".
         n_bytes: Length of its weight files.
         n_params: Of the text model, None if its configuration cannot be read.
         needed_bytes: Memory to run it in the dtype of its files.
@@ -74,17 +74,19 @@ def find_model(name: str) -> Path:
 
 
 def list_models(*, around: Path | None = None) -> list[ModelEntry]:
-    """Return every model of this machine: the box, folders, the Hugging Face cache, kagglehub's.
+    """Return every model of this machine: the box, folders, GGUF files, the Hugging Face cache, kagglehub's.
 
     Args:
-        around: The folder whose folders are looked at, the working directory by default.
+        around: The folder whose folders and GGUF files are looked at, the working directory by default.
     """
     around = Path.cwd() if around is None else around
     places = [(BOX, _box(), "box")]
     places += [(f"./{path.name}", path, "folder") for path in _subfolders(around)]
-    places += [(name, path, "hub") for name, path in _hub_models()]
-    places += [(KAGGLE + name, path, "kaggle") for name, path in _kaggle_models()]
-    entries = [_entry(name, path, place) for name, path, place in places if (path / "config.json").is_file()]
+    pulled = [(name, path, "hub") for name, path in _hub_models()]
+    pulled += [(KAGGLE + name, path, "kaggle") for name, path in _kaggle_models()]
+    entries = [_entry(*place) for place in places if (place[1] / "config.json").is_file()]
+    entries += [_file_entry(path) for path in _gguf_files(around)]
+    entries += [_entry(*place) for place in pulled if (place[1] / "config.json").is_file()]
     return [entry for entry in entries if entry is not None]
 
 
@@ -128,6 +130,13 @@ def _box() -> Path:
 def _subfolders(around: Path) -> list[Path]:
     try:
         return sorted(path for path in around.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _gguf_files(around: Path) -> list[Path]:
+    try:
+        return sorted(path for path in around.glob("*.gguf") if path.is_file() and not path.name.startswith("."))
     except OSError:
         return []
 
@@ -181,8 +190,7 @@ def _entry(name: str, path: Path, place: str) -> ModelEntry | None:
     weights = {file.resolve() for file in path.glob("*.safetensors")}
     n_bytes = sum(file.stat().st_size for file in weights if file.is_file())
     needed = n_bytes + WORKSPACE_BYTES
-    available = available_bytes()
-    note = "fits" if needed <= available else f"needs {in_gb(needed)} here"
+    note = _fit(needed)
     n_params = None
     try:
         raw = read_json(path / "config.json")
@@ -195,3 +203,26 @@ def _entry(name: str, path: Path, place: str) -> ModelEntry | None:
     except GemsmithError as error:
         note = str(error)
     return ModelEntry(name, path, place, n_bytes, n_params, needed, note)
+
+
+def _file_entry(path: Path) -> ModelEntry | None:
+    """Return the line of a GGUF file, or None if it is no model of this family, such as an image tower."""
+    from gemsmith.weights.gguf_header import read_gguf
+    from gemsmith.weights.gguf_load import GgufModel  # brings torch, which a list without such files does not need
+    from gemsmith.weights.gguf_metadata import ARCHITECTURE, ARCHITECTURES
+
+    n_bytes = path.stat().st_size
+    n_params, needed = None, n_bytes + WORKSPACE_BYTES
+    try:
+        if read_gguf(path).metadata.get(ARCHITECTURE) not in ARCHITECTURES:
+            return None
+        model = GgufModel(path)
+        n_params, needed = model.config.n_params, model.memory_bytes + WORKSPACE_BYTES
+        note = _fit(needed)
+    except GemsmithError as error:
+        note = str(error)
+    return ModelEntry(f"./{path.name}", path, "file", n_bytes, n_params, needed, note)
+
+
+def _fit(needed: int) -> str:
+    return "fits" if needed <= available_bytes() else f"needs {in_gb(needed)} here"

@@ -12,7 +12,7 @@ from gemsmith.weights.gguf_blocks import BlockFormat
 
 
 def encode_blocks(numbers: Float[Tensor, " n_items"], block: BlockFormat) -> UInt8[Tensor, " n_bytes"]:
-    """Return the bytes of whole blocks in F32, F16, Q8_0 or Q4_0.
+    """Return the bytes of whole blocks in F32, F16, BF16, Q8_0 or Q4_0.
 
     Raises:
         ConfigError: A number is not finite, or too large for the format; it is named.

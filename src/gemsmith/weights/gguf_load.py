@@ -19,6 +19,7 @@ from gemsmith.weights.gguf_config import parse_metadata
 from gemsmith.weights.gguf_header import GgufFile, GgufTensor, read_gguf
 from gemsmith.weights.gguf_metadata import Metadata
 from gemsmith.weights.gguf_names import EMBEDDING, OUTPUT, is_shifted, parameter_name
+from gemsmith.weights.gguf_ollama import in_common_words
 from gemsmith.weights.gguf_tokenizer import is_own_template, read_tokenizer, special_ids
 from gemsmith.weights.header import Entry
 from gemsmith.weights.mapped import MappedFiles
@@ -48,7 +49,7 @@ class GgufModel:
             ConfigError: The model is of another kind, or a key is missing, unknown or wrong.
             TokenizerError: The file has no vocabulary of a Gemma.
         """
-        self.file: GgufFile = read_gguf(Path(path).expanduser())
+        self.file: GgufFile = in_common_words(read_gguf(Path(path).expanduser()))
         self._metadata = Metadata(self.file)
         self._allowed = allow_config_keys
         embedding = self.file.tensors.get(EMBEDDING)
@@ -86,6 +87,13 @@ class GgufModel:
     def stored_dtype(self) -> str:
         """The dtype most bytes are in: "float32", "float16", or "bfloat16" also for fewer bits."""
         return {"F32": "float32", "F16": "float16"}.get(next(iter(self.formats)), "bfloat16")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of its weights in memory on a CPU: Q8_0 and Q4_0 in their own bits, others in `stored_dtype`."""
+        tensors = [tensor for name, tensor in self.file.tensors.items() if parameter_name(name, self.config.family)]
+        item = DTYPE_BYTES[self.stored_dtype]
+        return sum(t.n_bytes if t.block.name in NATIVE else prod(t.shape) * item for t in tensors)
 
     def network(
         self,

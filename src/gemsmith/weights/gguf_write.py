@@ -29,7 +29,7 @@ from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
 from gemsmith.weights.memory import in_gb
 
 # What --type may say -> (format of matrices, the number general.file_type gives it).
-TYPES = {"f16": ("F16", 1), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
+TYPES = {"f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
 _VERSION, _QUANTIZATION_VERSION = 3, 2
 _PIECE_ITEMS = 1 << 20
 _UINT32, _FLOAT32 = 4, 6
@@ -76,7 +76,7 @@ def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, k
     Norms are kept in float32. A matrix whose rows blocks of 32 do not divide is kept in float16.
 
     Args:
-        kind: "f16", "q8_0" or "q4_0": the format of the matrices.
+        kind: "f16", "bf16", "q8_0" or "q4_0": the format of the matrices.
         name: What to call the model in the file.
 
     Raises:
