@@ -18,7 +18,7 @@ struct gs_quant_call {
     const uint8_t* values;  // [blocks, units, 64 * bits]
     const void* scales;     // [blocks, groups, 16]
     const uint8_t* zeros;   // as scales; null where every group's is the middle one
-    void* scratch;          // n_rows * units * 40 bytes
+    void* scratch;          // n_rows * units * 40 bytes; null takes memory that the library keeps
     int64_t n_rows, d_in, d_out;
     int64_t group_units;  // units that share a scale
     int32_t bits, dtype, scale_dtype;
@@ -27,6 +27,11 @@ struct gs_quant_call {
 #define GS_QUANT_KERNELS(KERNEL)                                                                              \
     /* kernels.quantized.plain_quantized_linear with rounded activations. */                                  \
     KERNEL(quantized_linear, (const gs_quant_call* call), (call))                                             \
+    /* The same for n matrices with one x, which is rounded once where they may share it. */                  \
+    KERNEL(quantized_linears, (const gs_quant_call* calls, int32_t n), (calls, n))                            \
+    /* down(gelu(gate(x)) * up(x)) of three calls: x is gate's, y is down's. What lies between has the       \
+       dtype of x. gate and up have the same sizes, bits and kind of zeros. */                                \
+    KERNEL(quantized_feed_forward, (const gs_quant_call* calls), (calls))                                     \
     /* From values as kernels.quantized has them. */                                                          \
     KERNEL(pack_quantized,                                                                                    \
            (const uint8_t* values, uint8_t* packed, int64_t d_in, int64_t d_out, int32_t bits),               \

@@ -77,10 +77,13 @@ static void quant_tile(const gs_quant_call* call, const QuantRows& rows, int64_t
         }
 }
 
+#include "quant_gemm.inl"
+
+// y for rows that have been rounded.
 template <int BITS, class T>
-static void quant_product(const gs_quant_call* call, T* y) {
-    const QuantRows rows = quant_rows(call);
-    round_rows((const T*)call->x, rows, call->d_in, call->zeros ? 1 : BITS == 4 ? 8 : 128);
+static void quant_product(const gs_quant_call* call, const QuantRows& rows) {
+    if (call->n_rows >= GEMM_LEAST) return gemm<BITS, T>(*call, rows);
+    T* y = (T*)call->y;
     const int64_t n_blocks = (call->d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK;
     // Turns of some 256 KB of products, so that a thread that is held up holds up nobody else.
     const int64_t turn = 1 + 262144 / (call->n_rows * rows.n_units * 64 * BITS);
@@ -97,9 +100,22 @@ static void quant_product(const gs_quant_call* call, T* y) {
     });
 }
 
-static void quantized_linear(const gs_quant_call* call) {
-    if (call->n_rows <= 0 || call->d_out <= 0) return;
-    if (call->dtype == GS_BFLOAT16)
-        call->bits == 4 ? quant_product<4>(call, (bf16*)call->y) : quant_product<8>(call, (bf16*)call->y);
-    else call->bits == 4 ? quant_product<4>(call, (float*)call->y) : quant_product<8>(call, (float*)call->y);
+template <class T>
+static void quant_products(const gs_quant_call* calls, int32_t n) {
+    SharedScratch shared(calls->scratch ? 0 : quant_rows_bytes(calls));
+    const QuantRows rows = quant_rows(calls, calls->scratch ? calls->scratch : shared.data);
+    for (int32_t i = 0; i < n; i++) {
+        if (i == 0 || quant_middle(calls[i]) != quant_middle(calls[i - 1]))
+            round_rows((const T*)calls->x, rows, calls->d_in, quant_middle(calls[i]));
+        calls[i].bits == 4 ? quant_product<4, T>(calls + i, rows) : quant_product<8, T>(calls + i, rows);
+    }
 }
+
+static void quantized_linears(const gs_quant_call* calls, int32_t n) {
+    if (n <= 0 || calls->n_rows <= 0) return;
+    calls->dtype == GS_BFLOAT16 ? quant_products<bf16>(calls, n) : quant_products<float>(calls, n);
+}
+
+static void quantized_linear(const gs_quant_call* call) { quantized_linears(call, 1); }
+
+#include "quant_feed.inl"

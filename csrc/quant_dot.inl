@@ -12,6 +12,7 @@ struct f16 {
 
 typedef __m512i vi;
 static inline vi iload(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline void istore(uint8_t* p, vi x) { _mm512_storeu_si512(p, x); }
 static inline vi iset(int32_t x) { return _mm512_set1_epi32(x); }
 static inline vi ifour(const int8_t* x) {
     int32_t bits;
@@ -47,6 +48,7 @@ constexpr int QUANT_ROWS = 8;
 
 typedef __m256i vi;
 static inline vi iload(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline void istore(uint8_t* p, vi x) { _mm256_storeu_si256((__m256i*)p, x); }
 static inline vi iset(int32_t x) { return _mm256_set1_epi32(x); }
 static inline vi ifour(const int8_t* x) {
     int32_t bits;
@@ -80,6 +82,9 @@ constexpr int QUANT_ROWS = 4;
 typedef uint32_t vi;
 static inline vi iload(const uint8_t* p) {
     return (vi)p[0] | (vi)p[1] << 8 | (vi)p[2] << 16 | (vi)p[3] << 24;
+}
+static inline void istore(uint8_t* p, vi x) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(x >> 8 * i);
 }
 static inline vi iset(int32_t x) { return (vi)x; }
 static inline vi low_halves(vi w) { return w & 0x0f0f0f0fu; }

@@ -10,12 +10,22 @@ struct QuantRows {
     int64_t n_rows, n_units;
 };
 
-static inline QuantRows quant_rows(const gs_quant_call* call) {
+static inline int64_t quant_rows_bytes(const gs_quant_call* call) {
+    return call->n_rows * ((call->d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT) * (GS_QUANT_UNIT + 8);
+}
+
+// The rows of a call in memory of quant_rows_bytes.
+static inline QuantRows quant_rows(const gs_quant_call* call, void* memory) {
     int64_t n_units = (call->d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT, all = call->n_rows * n_units;
-    int8_t* values = (int8_t*)call->scratch;
+    int8_t* values = (int8_t*)memory;
     float* scales = (float*)(values + all * GS_QUANT_UNIT);
     return QuantRows{values, scales, (int32_t*)(scales + all), call->n_rows, n_units};
 }
+
+static inline QuantRows quant_rows(const gs_quant_call* call) { return quant_rows(call, call->scratch); }
+
+// What each stored weight of a unit is more than it means, where that is the same for all.
+static inline int32_t quant_middle(const gs_quant_call& call) { return call.zeros ? 1 : call.bits == 4 ? 8 : 128; }
 
 // How many rows the tile that begins at `first` has.
 static inline int64_t tile_rows(int64_t first, int64_t n_rows) {

@@ -37,6 +37,8 @@ _SIGNATURES = {
     "attention": "p",
     "attention_backward": "p",
     "quantized_linear": "p",
+    "quantized_linears": "pi",
+    "quantized_feed_forward": "p",
     "pack_quantized": "ppnni",
     "dense_linear": "pppnnni",
     "decode": "p",
