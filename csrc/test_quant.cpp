@@ -71,7 +71,7 @@ void check_product(const Shape& s) {
 void test_quantized_linear() {
     for (int32_t bits : {4, 8})
         for (bool has_zeros : {false, true})
-            for (int64_t n_rows : {1, 3, 23})
+            for (int64_t n_rows : {1, 3, 23, 45})
                 for (int64_t d_out : {1, 16, 35}) {
                     check_product({n_rows, 34, d_out, 2, bits, GS_FLOAT32, GS_FLOAT32, has_zeros});
                     check_product({n_rows, 96, d_out, 1, bits, GS_BFLOAT16, GS_BFLOAT16, has_zeros});
@@ -82,6 +82,48 @@ void test_quantized_linear() {
     check_product({1, 2048, 300, 1, 4, GS_FLOAT32, GS_FLOAT32, false});  // enough for several threads
 }
 
-const Test TESTS[] = {{"quantized_linear", test_quantized_linear}};
+// A packed matrix of random numbers with float32 scales, one a row.
+struct Matrix {
+    Shape shape;
+    Guarded<uint8_t> packed;
+    Numbers scales;
+    explicit Matrix(const Shape& s)
+        : shape(s), packed(s.blocks() * s.units() * 64 * s.bits),
+          scales(s.blocks() * GS_QUANT_BLOCK, GS_FLOAT32, 0.01f, (uint32_t)s.d_out) {
+        for (size_t i = 0; i < packed.size(); i++) packed[i] = (uint8_t)random_byte();
+    }
+    gs_quant_call call(void* x, void* y) {
+        return {x, y, packed.data(), scales.data(), nullptr, nullptr, shape.n_rows, shape.d_in, shape.d_out,
+                shape.units(), shape.bits, shape.dtype, GS_FLOAT32};
+    }
+};
+
+// A gated layer in one call against its three products, in every bit.
+void check_feed_forward(int64_t n_rows, int64_t d_ff, int32_t bits, int32_t dtype) {
+    Matrix gate({n_rows, 70, d_ff, 3, bits, dtype, GS_FLOAT32, false});
+    Matrix up({n_rows, 70, d_ff, 3, bits, dtype, GS_FLOAT32, false});
+    Matrix down({n_rows, d_ff, 40, (d_ff + 31) / 32, 12 - bits, dtype, GS_FLOAT32, false});
+    Numbers x(n_rows * 70, dtype, 2.0f, 4), y(n_rows * 40, dtype), wanted(n_rows * 40, dtype);
+    Numbers gated(n_rows * d_ff, dtype), left(n_rows * d_ff, dtype), right(n_rows * d_ff, dtype);
+    const gs_quant_call calls[] = {gate.call(x.data(), nullptr), up.call(nullptr, nullptr), down.call(nullptr, y.data())};
+    gs_quantized_feed_forward(calls);
+    const gs_quant_call first[] = {gate.call(x.data(), left.data()), up.call(x.data(), right.data())};
+    gs_quantized_linears(first, 2);
+    gs_gated_gelu(left.data(), right.data(), gated.data(), n_rows, d_ff, d_ff, d_ff, dtype);
+    const gs_quant_call last = down.call(gated.data(), wanted.data());
+    gs_quantized_linear(&last);
+    for (int64_t i = 0; i < n_rows * 40; i++)
+        if (y[i] != wanted[i]) expect("quantized_feed_forward", y[i], INFINITY, dtype);
+}
+
+void test_quantized_feed_forward() {
+    for (int64_t n_rows : {3, 45})
+        for (int64_t d_ff : {2, 34, 96})
+            for (int32_t bits : {4, 8})
+                for (int32_t dtype : {GS_FLOAT32, GS_BFLOAT16}) check_feed_forward(n_rows, d_ff, bits, dtype);
+}
+
+const Test TESTS[] = {{"quantized_linear", test_quantized_linear},
+                      {"quantized_feed_forward", test_quantized_feed_forward}};
 
 }  // namespace

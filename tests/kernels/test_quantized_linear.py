@@ -3,13 +3,13 @@ import torch
 from torch import Tensor
 
 from against_plain import numbers
-from gemsmith.kernels import native, quantized_linear
+from gemsmith.kernels import fused_geglu, native, quantized_linear
 from gemsmith.kernels.quantized import Quantized, Scheme, dequantize, plain_quantized_linear, quantize
 
 # (d_in, group): units that are not full, several groups, groups of several units.
 SHAPES = [(34, None), (64, 32), (128, 64), (256, 128), (192, None)]
 KINDS = [(bits, is_symmetric) for bits in (4, 8) for is_symmetric in (True, False)]
-N_ROWS = (1, 2, 3, 7, 21)
+N_ROWS = (1, 2, 3, 7, 21, 45)  # the last by strips
 
 needs_library = pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels here; make kernels builds them")
 
@@ -76,7 +76,7 @@ def test_instruction_sets_agree_in_every_bit(bits: int, is_symmetric: bool) -> N
     """With scales that are powers of two there is nothing to round, so that integers show."""
     q = example(Scheme(bits, 64, is_symmetric), 256, 50)  # pyright: ignore[reportArgumentType]
     q = Quantized(q.scheme, q.shape, q.values, torch.full_like(q.scales, 0.25), q.zeros)
-    x = numbers(9, 256, seed=3).mul(40).round().clamp(-127, 127)
+    x = numbers(41, 256, seed=3).mul(40).round().clamp(-127, 127)
     x[:, ::32] = 127.0
     packed, found, before = quantized_linear.pack(q), [], native.isa()
     for name in native.available():
@@ -90,13 +90,13 @@ def test_instruction_sets_agree_in_every_bit(bits: int, is_symmetric: bool) -> N
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_row_does_not_depend_on_its_neighbours(isa: str, bits: int) -> None:
     q = example(Scheme(bits, 32), 320, 70)  # pyright: ignore[reportArgumentType]
-    packed, x = quantized_linear.pack(q), numbers(29, 320, seed=4)
+    packed, x = quantized_linear.pack(q), numbers(45, 320, seed=4)
     together = quantized_linear.linear(x, packed)
     assert torch.equal(torch.cat([quantized_linear.linear(row[None], packed) for row in x]), together)
     assert torch.equal(quantized_linear.linear(x[5:18], packed), together[5:18])
 
 
-@pytest.mark.parametrize("n_rows", [1, 5])
+@pytest.mark.parametrize("n_rows", [1, 5, 45])
 def test_threads_change_nothing(isa: str, n_rows: int) -> None:
     q = example(Scheme(4, 32), 512, 700)
     packed, x, before = quantized_linear.pack(q), numbers(n_rows, 512, seed=5), torch.get_num_threads()
@@ -121,6 +121,54 @@ def test_what_is_not_a_number_stays_so(isa: str) -> None:
 def test_zeros_give_zeros(isa: str) -> None:
     q = example(Scheme(4, 32, False), 96, 20)
     assert (quantized_linear.linear(torch.zeros(3, 96), quantized_linear.pack(q)) == 0).all()
+
+
+@pytest.mark.parametrize("n_rows", [3, 45])
+def test_matrices_that_share_an_input_are_each_what_they_are_alone(isa: str, n_rows: int) -> None:
+    kinds = [
+        Scheme(4, 32),
+        Scheme(4, 64),
+        Scheme(4, 32, False),
+        Scheme(8, None, False),
+        Scheme(8, None),
+        Scheme(4, None),
+    ]
+    packed = [quantized_linear.pack(example(scheme, 192, 17 + i)) for i, scheme in enumerate(kinds)]
+    x = numbers(n_rows, 192, seed=8, dtype=torch.bfloat16)
+    for y, matrix in zip(quantized_linear.linears(x, packed), packed, strict=True):
+        assert torch.equal(y, quantized_linear.linear(x, matrix))
+
+
+# d_ff: units that are not full, an odd number of blocks.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("d_ff", "n_rows"), [(96, 16), (50, 45), (34, 37), (16, 130)])
+@pytest.mark.parametrize("bits", [(4, 4), (4, 8), (8, 8)])
+def test_a_gated_layer_is_its_three_products_in_every_bit(
+    isa: str, dtype: torch.dtype, d_ff: int, n_rows: int, bits: tuple[int, int]
+) -> None:
+    first, last = (Scheme(n, None, n == 8) for n in bits)  # pyright: ignore[reportArgumentType]
+    gate, up, down = (
+        quantized_linear.pack(example(scheme, d_in, d_out))
+        for scheme, d_in, d_out in ((first, 70, d_ff), (first, 70, d_ff), (last, d_ff, 40))
+    )
+    x = numbers(n_rows, 70, seed=9, dtype=dtype)
+    x[1, 3] = float("nan")
+    assert quantized_linear.can_feed(x, gate, up, down)
+    gated = fused_geglu.gated_gelu(*quantized_linear.linears(x, (gate, up)))
+    expected = quantized_linear.linear(gated, down)
+    assert torch.equal(quantized_linear.feed_forward(x, gate, up, down).nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert expected.isnan().any(1).tolist() == [row == 1 for row in range(n_rows)]
+
+
+@needs_library
+def test_only_gated_layers_of_one_kind_are_taken_at_once() -> None:
+    gate, down = (quantized_linear.pack(example(Scheme(4, 32), *sizes)) for sizes in ((64, 96), (96, 64)))
+    other = quantized_linear.pack(example(Scheme(8, 32), 64, 96))
+    x = numbers(16, 64, seed=7)
+    assert quantized_linear.can_feed(x, gate, gate, down)
+    assert not quantized_linear.can_feed(x, gate, other, down)
+    assert not quantized_linear.can_feed(x[:15], gate, gate, down)
+    assert not quantized_linear.can_feed(x.half(), gate, gate, down)
 
 
 @needs_library
@@ -155,7 +203,8 @@ def test_only_what_it_can_do_is_given_to_it() -> None:
 @needs_library
 def test_shapes_are_known_without_computing() -> None:
     packed = quantized_linear.pack(example(Scheme(4, 32), 64, 20))
-    out = torch.ops.gemsmith.quantized_linear(
-        torch.empty(3, 64, device="meta"), packed.values.to("meta"), packed.scales.to("meta"), None, 4, 32, 20
-    )
+    x, matrix = torch.empty(3, 64, device="meta"), ([packed.values.to("meta")], [packed.scales.to("meta")], [None])
+    (out,) = torch.ops.gemsmith.quantized_linears(x, *matrix, [1, 64, 20])
     assert (out.shape, out.device.type) == ((3, 20), "meta")
+    out = torch.ops.gemsmith.quantized_feed_forward(x, *(3 * part for part in matrix), [1, 64, 32] * 2 + [1, 32, 64])
+    assert (out.shape, out.device.type) == ((3, 64), "meta")

@@ -4,6 +4,7 @@ The form they read is described in csrc/quant.h. It is one for all instruction s
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from gemsmith.kernels.quantized import ACTIVATION_GROUP, Quantized, Scheme, pack
 
 # Of csrc/quant.h.
 _BLOCK = 16
-_SCRATCH_BYTES = 40
+# Fewer rows than these gain nothing from a gated layer in one call.
+_LEAST_FED_ROWS = 16
 SCALE_DTYPES = {**native.DTYPES, torch.float16: 2}
 
 
@@ -84,12 +86,31 @@ def is_suitable(x: Tensor, packed: Packed) -> bool:
 
 def linear(x: Float[Tensor, "*T d_in"], packed: Packed) -> Float[Tensor, "*T d_out"]:
     """Return plain_quantized_linear(x, q, rounds_activations=True)."""
-    group = packed.scheme.group or 0
-    y = _linear(
-        x.reshape(-1, x.shape[-1]), packed.values, packed.scales, packed.zeros, packed.scheme.bits, group,
-        packed.shape[0],
-    )  # fmt: skip
-    return y.view(*x.shape[:-1], packed.shape[0])
+    return linears(x, [packed])[0]
+
+
+def linears(x: Float[Tensor, "*T d_in"], matrices: Sequence[Packed]) -> list[Float[Tensor, "*T _"]]:
+    """Return linear(x, matrix) for each of the matrices, x rounded once where they may share it."""
+    found = _linears(x.reshape(-1, x.shape[-1]), *_described(matrices))
+    return [y.view(*x.shape[:-1], y.shape[1]) for y in found]
+
+
+def can_feed(x: Tensor, gate: Packed, up: Packed, down: Packed) -> bool:
+    """Tell whether feed_forward serves these matrices and is worth its call."""
+    return (
+        x.ndim == 2
+        and len(x) >= _LEAST_FED_ROWS
+        and all(is_suitable(x, packed) for packed in (gate, up, down))
+        and (gate.scheme, gate.shape, gate.scales.dtype) == (up.scheme, up.shape, up.scales.dtype)
+    )
+
+
+def feed_forward(x: Float[Tensor, "T d_in"], gate: Packed, up: Packed, down: Packed) -> Float[Tensor, "T d_out"]:
+    """Return linear(plain_gated_gelu(linear(x, gate), linear(x, up)), down), equal in every bit to the three calls.
+
+    What lies between the products is never stored.
+    """
+    return _feed_forward(x, *_described((gate, up, down)))
 
 
 class _Call(ctypes.Structure):
@@ -102,25 +123,62 @@ class _Call(ctypes.Structure):
     ]
 
 
-def _forward(
-    x: Tensor, values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, group: int, d_out: int
+def _described(matrices: Sequence[Packed]) -> tuple[list[Tensor], list[Tensor], list[Tensor | None], list[int]]:
+    """Return the matrices as operators take them: values, scales, zeros, and (group_units, d_in, d_out) of each."""
+    sizes = [n for m in matrices for n in (group_units(m), m.shape[1], m.shape[0])]
+    return [m.values for m in matrices], [m.scales for m in matrices], [m.zeros for m in matrices], sizes
+
+
+def _calls(
+    x: Tensor,
+    ys: Sequence[Tensor | None],
+    values: list[Tensor],
+    scales: list[Tensor],
+    zeros: list[Tensor | None],
+    sizes: list[int],
+) -> ctypes.Array[_Call]:
+    """Return the calls of some matrices, whose memory the caller keeps alive."""
+    calls = (_Call * len(values))()
+    for i, (y, zero) in enumerate(zip(ys, zeros, strict=True)):
+        n_group_units, d_in, d_out = sizes[3 * i : 3 * i + 3]
+        calls[i] = _Call(
+            x.data_ptr(), None if y is None else y.data_ptr(), values[i].data_ptr(), scales[i].data_ptr(),
+            None if zero is None else zero.data_ptr(), None, x.shape[0], d_in, d_out, n_group_units,
+            values[i].shape[2] // (2 * ACTIVATION_GROUP), native.DTYPES[x.dtype], SCALE_DTYPES[scales[i].dtype],
+        )  # fmt: skip
+    return calls
+
+
+def _run_linears(
+    x: Tensor, values: list[Tensor], scales: list[Tensor], zeros: list[Tensor | None], sizes: list[int]
+) -> list[Tensor]:
+    x, ys = x.contiguous(), _outputs(x, values, scales, zeros, sizes)
+    calls = _calls(x, ys, values, scales, zeros, sizes)
+    native.need().gs_quantized_linears(calls, len(calls))
+    return ys
+
+
+def _run_feed_forward(
+    x: Tensor, values: list[Tensor], scales: list[Tensor], zeros: list[Tensor | None], sizes: list[int]
 ) -> Tensor:
-    x, n_units = x.contiguous(), values.shape[1]
-    y = x.new_empty(x.shape[0], d_out)
-    scratch = torch.empty(x.shape[0] * n_units * _SCRATCH_BYTES, dtype=torch.uint8)
-    call = _Call(
-        x.data_ptr(), y.data_ptr(), values.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(),
-        scratch.data_ptr(), x.shape[0], x.shape[1], d_out, group // ACTIVATION_GROUP or n_units, bits,
-        native.DTYPES[x.dtype], SCALE_DTYPES[scales.dtype],
-    )  # fmt: skip
-    native.need().gs_quantized_linear(ctypes.byref(call))
+    x = x.contiguous()
+    y = _outputs(x, values, scales, zeros, sizes[-3:])[0]
+    native.need().gs_quantized_feed_forward(_calls(x, (None, None, y), values, scales, zeros, sizes))
     return y
 
 
-_linear = define(
-    "quantized_linear(Tensor x, Tensor values, Tensor scales, Tensor? zeros, int bits, int group, int d_out) -> Tensor",
-    compute=_forward,
-    shape=lambda x, values, scales, zeros, bits, group, d_out: x.new_empty(x.shape[0], d_out),
+def _outputs(
+    x: Tensor, values: list[Tensor], scales: list[Tensor], zeros: list[Tensor | None], sizes: list[int]
+) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], d_out) for d_out in sizes[2::3]]
+
+
+_MATRICES = "Tensor x, Tensor[] values, Tensor[] scales, Tensor?[] zeros, int[] sizes"
+_linears = define(f"quantized_linears({_MATRICES}) -> Tensor[]", compute=_run_linears, shape=_outputs)
+_feed_forward = define(
+    f"quantized_feed_forward({_MATRICES}) -> Tensor",
+    compute=_run_feed_forward,
+    shape=lambda x, values, scales, zeros, sizes: _outputs(x, values, scales, zeros, sizes[-3:])[0],
 )
 
 

@@ -14,7 +14,7 @@ from gemsmith.config import LayerSpec, ModelConfig
 from gemsmith.model import ops
 from gemsmith.model.cache import KVCache, held_positions
 from gemsmith.model.layout import Layout, Segment, visible
-from gemsmith.model.linear import Device, Linear
+from gemsmith.model.linear import Device, Linear, of_one_input
 from gemsmith.model.norm import RMSNorm
 
 # Queries that share one slice of keys: fewer make small products, more compute keys that are hidden anyway.
@@ -194,18 +194,22 @@ class Attention(nn.Module):
         """Return what the tokens read from the tokens they may see."""
         spec, adapters = self.spec, step.layout.adapters
         angles = step.angles(spec)
-        q = self.q_proj(x, adapters).unflatten(-1, (spec.n_heads, spec.head_dim))
+        q, *k_v = of_one_input(self._projections(), x, adapters)
+        q = q.unflatten(-1, (spec.n_heads, spec.head_dim))
         # The scale goes into q before its one rounding; scores are then q.k, or cap * tanh(q.k).
         factor = spec.attn_scale if spec.attn_softcap is None else spec.attn_scale / spec.attn_softcap
         q = ops.rotate(q if self.q_norm is None else self.q_norm(q), angles, factor=factor)
-        if spec.kv_source is None:
-            k = self.k_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
-            v = self.v_proj(x, adapters).unflatten(-1, (spec.n_kv_heads, spec.head_dim))
+        if k_v:
+            k, v = (y.unflatten(-1, (spec.n_kv_heads, spec.head_dim)) for y in k_v)
             step.keep(self.source, ops.rotate(k if self.k_norm is None else self.k_norm(k), angles), v)
         read = self._read(q, step).flatten(1)
         if spec.kv_source is None and not self.is_read_again:
             step.forget(self.source)
         return self.o_proj(read, adapters)
+
+    def _projections(self) -> tuple[Linear, ...]:
+        """Return what makes queries and, in layers with keys of their own, keys and values."""
+        return (self.q_proj,) if self.spec.kv_source is not None else (self.q_proj, self.k_proj, self.v_proj)
 
     def _read(self, q: Float[Tensor, "T N H"], step: Pass) -> Float[Tensor, "T N H"]:
         """Return the values each query collects, block by block of the plan."""

@@ -10,7 +10,7 @@ from gemsmith.config import NORM_LAYOUTS, ModelConfig
 from gemsmith.errors import ConfigError
 from gemsmith.model import ops
 from gemsmith.model.attention import Attention, Pass
-from gemsmith.model.linear import Device, Linear, gated_gelu
+from gemsmith.model.linear import Device, Linear, feed_forward
 from gemsmith.model.norm import RMSNorm
 
 
@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "T D"], step: Pass) -> Float[Tensor, "T D"]:
         """Return the layer's change of each token by itself."""
         adapters = step.layout.adapters
-        return self.down_proj(gated_gelu(self.gate_proj, self.up_proj, x, adapters), adapters)
+        return feed_forward(self.gate_proj, self.up_proj, self.down_proj, x, adapters)
 
 
 class Block(nn.Module):

@@ -5,10 +5,13 @@ with its own `product`; it takes the place of a dense one through Transformer.re
 the deltas on top of it stay the same.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gemsmith.kernels.quantized_linear import Packed
 from gemsmith.model import ops
 
 Device = torch.device | str | None
@@ -66,6 +69,11 @@ class Linear(nn.Module):
         """Return the tensors the weight lies in."""
         return [self.weight.detach()]
 
+    @property
+    def packed(self) -> Packed | None:
+        """The weight in few bits as kernels read it; None where it is stored otherwise."""
+        return None
+
     def pack(self) -> bool:
         """Bring the weight into the form that is fastest to multiply; False where it is in it, as rows are."""
         return False
@@ -78,8 +86,28 @@ class Linear(nn.Module):
         return y if self.delta is None else y + self.delta(x, adapters)
 
 
-def gated_gelu(
-    gate: Linear, up: Linear, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
-) -> Float[Tensor, "T F"]:
-    """Return gelu(gate(x)) * up(x)."""
-    return ops.gated_gelu(gate(x, adapters), up(x, adapters))
+def of_one_input(
+    linears: Sequence[Linear], x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
+) -> list[Float[Tensor, "T _"]]:
+    """Return linear(x) of each; matrices in few bits round x once for all of them."""
+    packed = [_alone(linear) for linear in linears]
+    known = [matrix for matrix in packed if matrix is not None]
+    if len(known) == len(packed):
+        return ops.quantized_linears(x, known)
+    return [linear(x, adapters) for linear in linears]
+
+
+def feed_forward(
+    gate: Linear, up: Linear, down: Linear, x: Float[Tensor, "T d_in"], adapters: Int[Tensor, " T"] | None = None
+) -> Float[Tensor, "T d_out"]:
+    """Return down(gelu(gate(x)) * up(x))."""
+    one, other, last = _alone(gate), _alone(up), _alone(down)
+    if one is not None and other is not None and last is not None:
+        return ops.quantized_feed_forward(x, one, other, last)
+    return down(ops.gated_gelu(gate(x, adapters), up(x, adapters)), adapters)
+
+
+def _alone(linear: Linear) -> Packed | None:
+    """Return the packed matrix of a linear that is this and nothing else: no delta, and nobody looks at it."""
+    is_watched = bool(linear._forward_hooks or linear._forward_pre_hooks)
+    return None if linear.delta is not None or is_watched else linear.packed

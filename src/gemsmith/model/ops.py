@@ -5,7 +5,7 @@ Precision, as the published reference code has it: norms in float32 with the wei
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -62,6 +62,27 @@ def quantized_linear(
         weight = packed_quantized.unpack(weight)
     has_gradient = x.requires_grad and torch.is_grad_enabled()
     return plain_quantized_linear(x, weight, rounds_activations=not has_gradient)
+
+
+def quantized_linears(
+    x: Float[Tensor, "*T d_in"], weights: Sequence[packed_quantized.Packed]
+) -> list[Float[Tensor, "*T _"]]:
+    """Return quantized_linear(x, weight) of each weight, x rounded once where they may share it."""
+    if not _only_plain and all(packed_quantized.is_suitable(x, weight) for weight in weights):
+        return packed_quantized.linears(x, weights)
+    return [quantized_linear(x, weight) for weight in weights]
+
+
+def quantized_feed_forward(
+    x: Float[Tensor, "T d_in"],
+    gate: packed_quantized.Packed,
+    up: packed_quantized.Packed,
+    down: packed_quantized.Packed,
+) -> Float[Tensor, "T d_out"]:
+    """Return down(gelu(gate(x)) * up(x)) of matrices in few bits, by the fastest way there is for these tensors."""
+    if not _only_plain and packed_quantized.can_feed(x, gate, up, down):
+        return packed_quantized.feed_forward(x, gate, up, down)
+    return quantized_linear(gated_gelu(*quantized_linears(x, (gate, up))), down)
 
 
 def plain_rms_norm(x: Float[Tensor, "*T D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*T D"]:

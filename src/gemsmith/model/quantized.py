@@ -103,6 +103,12 @@ class QuantizedLinear(Linear):
         """Return the tensors the matrix lies in."""
         return list(self.matrix.buffers())
 
+    @property
+    def packed(self) -> Packed | None:
+        """The matrix in the order kernels read; None where it is in plain order."""
+        stored = self.matrix.stored
+        return stored if isinstance(stored, Packed) else None
+
     def pack(self) -> bool:
         """Bring the matrix into the order the kernels read; False where there is none."""
         return self.matrix.pack()
