@@ -162,17 +162,24 @@ struct Worker {
 
     void multiply(const gs_matrix& m, float* y) {
         prepare(m, own.in);
-        team.share(n_turns(m), [&](int64_t turn) { take_turn(m, own.in, turn, y); });
+        team.share_pieces(n_blocks(m), least_blocks(m),
+                          [&](int64_t begin, int64_t end) { take_blocks(m, own.in, begin, end, y); });
     }
+    // q, k and v in one stage: their blocks are counted through.
     void make_queries(const gs_decode_layer& layer) {
         const gs_matrix* all[3] = {&layer.q, &layer.k, &layer.v};
         float* to[3] = {shared.q, shared.k, shared.v};
-        int64_t n = n_turns(layer.q) + n_turns(layer.k) + n_turns(layer.v);
-        team.share(n, [&](int64_t turn) {
-            int which = 0;
-            for (; turn >= n_turns(*all[which]); which++) turn -= n_turns(*all[which]);
-            prepare(*all[which], own.in);
-            take_turn(*all[which], own.in, turn, to[which]);
+        int64_t n = n_blocks(layer.q) + n_blocks(layer.k) + n_blocks(layer.v);
+        team.share_pieces(n, least_blocks(layer.q), [&](int64_t begin, int64_t end) {
+            for (int which = 0; which < 3; which++) {
+                int64_t here = n_blocks(*all[which]), first = begin > 0 ? begin : 0, last = end < here ? end : here;
+                if (first < last) {
+                    prepare(*all[which], own.in);
+                    take_blocks(*all[which], own.in, first, last, to[which]);
+                }
+                begin -= here;
+                end -= here;
+            }
         });
     }
 
@@ -269,16 +276,12 @@ struct Worker {
 
     void open_gates(const gs_decode_layer& layer) {
         const gs_matrix &gate = layer.gate, &up = layer.up;
-        // Turns of both matrices take the same blocks; the one of more bytes says how many.
-        const gs_matrix& wide = turn_blocks(gate) <= turn_blocks(up) ? gate : up;
-        team.share(n_turns(wide), [&](int64_t turn) {
-            int64_t first = turn * turn_blocks(wide), last = first + turn_blocks(wide);
-            if (last > n_blocks(gate)) last = n_blocks(gate);
+        team.share_pieces(n_blocks(gate), least_blocks(gate), [&](int64_t first, int64_t last) {
             prepare(gate, own.in);
             take_blocks(gate, own.in, first, last, shared.gate);
             prepare(up, own.in);
             take_blocks(up, own.in, first, last, shared.up);
-            int64_t begin = first * GS_QUANT_BLOCK, end = last * GS_QUANT_BLOCK < gate.d_out ? last * GS_QUANT_BLOCK : gate.d_out;
+            int64_t begin = first * GS_QUANT_BLOCK, end = last_output(gate, last);
             for (int64_t row = 0; row < sizes.n_rows; row++) {
                 float *g = shared.gate + row * gate.d_out + begin, *u = shared.up + row * gate.d_out + begin;
                 auto piece = [&](int64_t i, int64_t n) {
@@ -311,16 +314,11 @@ struct Worker {
         enter(call->last_norm);
         const gs_matrix& m = call->table;
         prepare(m, own.in);
-        team.share(n_turns(m), [&](int64_t turn) {
-            Range range = take_turn(m, own.in, turn, call->logits);
-            if (call->cap > 0.0f)
-                for (int64_t row = 0; row < sizes.n_rows; row++) {
-                    float* y = call->logits + row * m.d_out + range.begin;
-                    auto piece = [&](int64_t i, int64_t n) {
-                        store(y + i, vtanh(load(y + i, n) * vset(1.0f / call->cap)) * vset(call->cap), n);
-                    };
-                    over(range.end - range.begin, [&](int64_t i) { piece(i, W); }, piece);
-                }
+        team.share_pieces(n_blocks(m), least_blocks(m), [&](int64_t first, int64_t last) {
+            take_blocks(m, own.in, first, last, call->logits);
+            for (int64_t row = 0; call->cap > 0.0f && row < sizes.n_rows; row++)
+                cap_scores(call->logits + row * m.d_out + first * GS_QUANT_BLOCK,
+                           last_output(m, last) - first * GS_QUANT_BLOCK, call->cap);
         });
     }
 };
@@ -363,7 +361,11 @@ static void dense_linear(const float* x, const void* weights, float* y, int64_t 
     Inputs in = {};
     in.x = (float*)x;
     in.n_rows = n_rows;
-    take_turns(n_turns(m), [&](int64_t turn, int32_t) { take_turn(m, in, turn, y); });
+    const int64_t least = least_blocks(m), n = n_blocks(m);
+    take_turns((n + least - 1) / least, [&](int64_t turn, int32_t) {
+        int64_t end = (turn + 1) * least;
+        take_blocks(m, in, turn * least, end < n ? end : n, y);
+    });
 }
 
 }  // namespace step

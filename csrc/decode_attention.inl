@@ -95,14 +95,16 @@ static inline void runs(int64_t begin, int64_t end, int64_t n_places, const Run&
     }
 }
 
-// Turn scores into weights over `scale`; return their largest score and their sum.
+static inline void cap_scores(float* scores, int64_t n, float cap) {
+    auto piece = [&](int64_t i, int64_t m) {
+        store(scores + i, vtanh(load(scores + i, m) * vset(1.0f / cap)) * vset(cap), m);
+    };
+    over(n, [&](int64_t i) { piece(i, W); }, piece);
+}
+
+// Turn scores into weights; return the largest score and the sum of weights.
 static inline void soften(float* scores, int64_t n, float cap, float* most, float* sum) {
-    if (cap > 0.0f) {
-        auto piece = [&](int64_t i, int64_t m) {
-            store(scores + i, vtanh(load(scores + i, m) * vset(1.0f / cap)) * vset(cap), m);
-        };
-        over(n, [&](int64_t i) { piece(i, W); }, piece);
-    }
+    if (cap > 0.0f) cap_scores(scores, n, cap);
     vf largest = vset(-INFINITY), total = vzero();
     over(n, [&](int64_t i) { largest = vmax(largest, vload(scores + i)); },
          [&](int64_t i, int64_t m) { largest = vmax(largest, keep_n(load_n(scores + i, m), m, -INFINITY)); });

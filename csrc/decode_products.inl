@@ -1,7 +1,5 @@
 // Products of a few rows with matrices of every form, block by block of 16 outputs. Included by decode.inl.
 
-constexpr int64_t TURN_BYTES = 65536;  // of a matrix, read in one turn: some microseconds
-
 // Rows of inputs, float32, and the same rounded to 8 bits for the form of matrix they were last rounded for.
 struct Inputs {
     float* x;  // [n_rows, d_in]
@@ -57,17 +55,15 @@ static void quant_block(const gs_quant_call& call, const Inputs& in, int64_t blo
     }
 }
 
-static inline int64_t n_blocks(const gs_matrix& m) { return (m.d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK; }
+static inline int64_t n_blocks(const gs_matrix& m) { return !m.values ? 0 : (m.d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK; }
 
-// Blocks of a matrix that one turn takes.
-static inline int64_t turn_blocks(const gs_matrix& m) {
-    int64_t bytes = GS_QUANT_BLOCK * m.d_in * m.bits / 8;
-    return bytes < TURN_BYTES ? TURN_BYTES / (bytes ? bytes : 1) : 1;
+// Where the outputs of the blocks before `block` end.
+static inline int64_t last_output(const gs_matrix& m, int64_t block) {
+    return block * GS_QUANT_BLOCK < m.d_out ? block * GS_QUANT_BLOCK : m.d_out;
 }
 
-static inline int64_t n_turns(const gs_matrix& m) {
-    return m.values ? (n_blocks(m) + turn_blocks(m) - 1) / turn_blocks(m) : 0;
-}
+// The fewest blocks worth a turn of their own: some 64 KB, a few microseconds.
+static inline int64_t least_blocks(const gs_matrix& m) { return 1 + 65536 / (GS_QUANT_BLOCK * m.d_in * m.bits / 8 + 1); }
 
 static inline gs_quant_call as_quant_call(const gs_matrix& m, int64_t n_rows) {
     return gs_quant_call{nullptr, nullptr, (const uint8_t*)m.values, m.scales, m.zeros, nullptr, n_rows,
@@ -95,19 +91,6 @@ static void take_blocks(const gs_matrix& m, const Inputs& in, int64_t first, int
         else if (m.bits == 16) dense_block<bf16>(m, in, block, y);
         else dense_block<float>(m, in, block, y);
     }
-}
-
-struct Range {
-    int64_t begin, end;
-};
-
-// The outputs of one turn, written to y; returns where they begin and end.
-static Range take_turn(const gs_matrix& m, const Inputs& in, int64_t turn, float* y) {
-    int64_t first = turn * turn_blocks(m), last = first + turn_blocks(m);
-    if (last > n_blocks(m)) last = n_blocks(m);
-    take_blocks(m, in, first, last, y);
-    int64_t end = last * GS_QUANT_BLOCK;
-    return Range{first * GS_QUANT_BLOCK, end < m.d_out ? end : m.d_out};
 }
 
 // Row `row` of a matrix times `factor`, as float32.

@@ -18,4 +18,20 @@ struct Team {
         for (int64_t turn; (turn = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) work(turn);
         gs_wait(barrier, n_threads);
     }
+
+    // The same for pieces begin to end of 0..n: long ones first, which memory likes, then shorter ones, none below
+    // `least`, so that all threads end together.
+    template <class Work>
+    void share_pieces(int64_t n, int64_t least, const Work& work) {
+        if (n_threads == 1) return work(0, n);
+        int64_t *next = taken + stage++, begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+        while (begin < n) {
+            int64_t size = (n - begin) / (2 * n_threads), end = begin + (size > least ? size : least);
+            if (end > n) end = n;
+            if (!__atomic_compare_exchange_n(next, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
+            work(begin, end);
+            begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+        }
+        gs_wait(barrier, n_threads);
+    }
 };

@@ -56,6 +56,7 @@ def pack(q: Quantized) -> Packed:
     d_out, d_in = q.shape
     n_blocks, n_units = -(-d_out // _BLOCK), -(-d_in // ACTIVATION_GROUP)
     values, packed = q.values.contiguous(), torch.empty(n_blocks, n_units, 64 * q.scheme.bits, dtype=torch.uint8)
+    native.need().gs_prefer_huge_pages(packed.data_ptr(), packed.numel())
     native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
     zeros = q.zeros
     if zeros is not None:

@@ -52,6 +52,8 @@ def decode_step(network: Transformer, cache: KVCache, *, n_threads: int) -> Deco
 def _is_suitable(network: Transformer, cache: KVCache) -> bool:
     if not native.is_loaded() or network.device.type != "cpu" or network.dtype not in native.DTYPES:
         return False
+    if cache.dtype not in (*native.DTYPES, torch.int8):
+        return False
     if ops.is_plain() or max(layer.head_dim for layer in network.config.layers) > MAX_HEAD_DIM:
         return False
     known = (*_PLAIN, QuantizedLinear, QuantizedEmbedding)
