@@ -7,9 +7,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,8 +41,12 @@ class Result:
     note: str = ""
 
 
-def finish(result: Result, *, config: str) -> None:
-    """Print the JSON line and keep it where `make targets` looks."""
+def finish(result: Result, *, config: str, rows: Mapping[str, Any] | None = None) -> None:
+    """Print the JSON line and keep it where `make targets` looks.
+
+    Args:
+        rows: What each contestant reached, by its name, where there were more than two.
+    """
     line = {
         **{key: value for key, value in asdict(result).items() if key != "is_met"},
         "met": result.is_met,
@@ -51,6 +56,7 @@ def finish(result: Result, *, config: str) -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, **_peer_version()},
         "config": config,
         "command": f"python {' '.join(sys.argv)}",
+        **({} if rows is None else {"rows": rows}),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result.name}.json").write_text(json.dumps(line, indent=1) + "\n")
@@ -86,9 +92,10 @@ def random_network(config: ModelConfig, *, dtype: torch.dtype = torch.bfloat16, 
     """Return a network of this shape with small random weights, made quickly."""
     network = Transformer(config, dtype=dtype, device="meta").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1_000_003, generator=generator).mul_(0.02).to(dtype)  # a prime: no two rows alike
+    first = torch.randn(1_000_003, generator=generator).mul_(0.02).to(dtype)  # a prime: no two rows alike
     with torch.no_grad():
-        for parameter in network.parameters():
+        for index, parameter in enumerate(network.parameters()):
+            noise = first.roll(1009 * index)  # nor two matrices, which some programs would keep once
             flat = parameter.view(-1)
             whole = flat.numel() // noise.numel() * noise.numel()
             flat[:whole].view(-1, noise.numel()).copy_(noise)
@@ -118,28 +125,21 @@ def peer_of(network: Transformer, *, attn_implementation: str = "eager") -> torc
 
 
 def read_limit(n_bytes: int = 1 << 30) -> float:
-    """Return the fastest read of main memory seen from torch, in GB/s: a sum, and a packed product."""
-    from gemsmith.kernels import packed_linear
+    """Return the fastest read of main memory seen, in GB/s: torch's sum, and a product with a row as it lies."""
+    from gemsmith.kernels import dense_linear
 
     block = torch.ones(n_bytes // 4)
     rates = [n_bytes / seconds(block.sum) / 1e9 for _ in range(5)]
-    if packed_linear.is_available():
-        weight = packed_linear.pack(block.view(torch.bfloat16).view(-1, 2048))
-        x = torch.ones(1, 2048, dtype=torch.bfloat16)
-        rates += [n_bytes / seconds(lambda: packed_linear.linear(x, weight)) / 1e9 for _ in range(5)]
+    weight, x = block.view(torch.bfloat16).view(-1, 2048), torch.ones(1, 2048, dtype=torch.bfloat16)
+    if dense_linear.is_suitable(x, weight):
+        rates += [n_bytes / seconds(lambda: dense_linear.linear(x, weight)) / 1e9 for _ in range(5)]
     return max(rates)
 
 
 def matrix_limit(dtype: torch.dtype = torch.bfloat16) -> float:
-    """Return the fastest matrix product seen from torch, in GFLOP/s: 2,048 cubed, plain and packed."""
-    from gemsmith.kernels import packed_linear
-
+    """Return the fastest matrix product seen from torch, in GFLOP/s: 2,048 cubed."""
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    calls: list[Callable[[], object]] = [lambda: a @ b]
-    if packed_linear.can_pack(b):
-        packed = packed_linear.pack(b)
-        calls.append(lambda: packed_linear.linear(a, packed))
-    return max(2 * 2048**3 / seconds(call) / 1e9 for call in calls for _ in range(8))
+    return max(2 * 2048**3 / seconds(lambda: a @ b) / 1e9 for _ in range(8))
 
 
 def device_name() -> str:

@@ -9,9 +9,30 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 # name of the benchmark's row -> (what is promised, the command that measures it)
 TARGETS = {
-    "decode": ("decode at least 1.15 x transformers, 2B shape", "bench_decode.py"),
-    "prefill_512": ("prefill of 512 at least 1.4 x transformers, 2B shape", "bench_prefill.py 512"),
-    "prefill_4096": ("prefill of 4,096 at least 1.6 x transformers, 2B shape", "bench_prefill.py 4096"),
+    "decode": ("decode at least 1.15 x transformers, 2B shape", "bench_2b.py decode --bits 16"),
+    "decode_int4": ("int4 decode at least 1.5 x the best peer, 2B shape", "bench_2b.py decode --bits 4"),
+    "decode_int8": ("int8 decode at least 1.5 x the best peer, 2B shape", "bench_2b.py decode --bits 8"),
+    "decode_bf16": ("bf16 decode at least 80% of the read limit, 2B shape", "bench_2b.py decode --bits 16"),
+    "decode_8k": (
+        "decode after 8k loses at most 5 points more than its bytes, bf16 caches",
+        "bench_2b.py decode --context 8000",
+    ),
+    "decode_8k_int8": (
+        "decode after 8k loses at most 5 points more than its bytes, int8 caches",
+        "bench_2b.py decode --context 8000",
+    ),
+    "prefill_int4_512": ("int4 prefill of 512 at least 2 x the best peer, 2B shape", "bench_2b.py prefill --bits 4"),
+    "prefill_int4_4096": (
+        "int4 prefill of 4,096 at least 2 x the best peer, 2B shape",
+        "bench_2b.py prefill --bits 4 --length 4096",
+    ),
+    "prefill_512": ("prefill of 512 at least 1.4 x transformers, 2B shape", "bench_2b.py prefill --bits 16"),
+    "prefill_4096": (
+        "prefill of 4,096 at least 1.6 x transformers, 2B shape",
+        "bench_2b.py prefill --bits 16 --length 4096",
+    ),
+    "memory_int4": ("int4 memory at most 1.1 x llama.cpp's, 2B shape", "bench_2b.py memory --bits 4"),
+    "start_int4": ("int4 first token no later than llama.cpp's, 2B shape", "bench_2b.py start --bits 4"),
     "prefill_curve": (
         "a token of prompt costs local layers at 16k what it costs at 8k (1.15)",
         "bench_prefill_curve.py",
