@@ -4,6 +4,7 @@
 // that the order of its sums depends on nothing else. A turn is one chunk of one key head of one row.
 
 constexpr int64_t CHUNK = 256;
+constexpr int64_t MAX_HEAD_DIM = 1024;
 
 // One row's view of a layer's cache for one key head.
 template <class C>
@@ -39,49 +40,112 @@ static inline void write_vector(const float* x, int64_t n, byte* out, float* sca
     for (int64_t i = 0; i < n; i++) out[i].bits = is_plain ? (int8_t)lrintf(x[i] * inverse) : 0;
 }
 
-// Products of a pair of queries with one key.
+// Vectors of a cache are read two registers at a time. Of bfloat16 one gets the even elements, the other the odd
+// ones, which costs an instruction each; queries and sums lie in that order too, as far as whole pairs go.
+static inline void load_two(const float* p, vf* a, vf* b) { *a = vload(p), *b = vload(p + W); }
+static inline void load_two(const byte* p, vf* a, vf* b) { *a = vload(p), *b = vload(p + W); }
+static inline void load_two(const bf16* p, vf* a, vf* b) {
+#if defined(__AVX512F__)
+    __m512i both = _mm512_loadu_si512(p);
+    *a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+#elif defined(__AVX2__)
+    __m256i both = _mm256_loadu_si256((const __m256i*)p);
+    *a = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+#else
+    *a = vload(p), *b = vload(p + W);
+#endif
+}
 template <class C>
-static inline void dots(const float* q, const C* key, int64_t head_dim, float* first, float* second) {
-    vf a[2] = {vzero(), vzero()}, b[2] = {vzero(), vzero()};
-    auto piece = [&](int64_t i, int64_t n, int which) {
-        vf k = load(key + i, n);
-        a[which] = vfma(k, load(q + i, n), a[which]);
-        b[which] = vfma(k, load(q + head_dim + i, n), b[which]);
-    };
-    over(head_dim, [&](int64_t i) { piece(i, W, (i / W) & 1); }, [&](int64_t i, int64_t n) { piece(i, n, 0); });
-    *first = hsum(a[0] + a[1]);
-    *second = hsum(b[0] + b[1]);
+static inline int64_t place_in_pair(const C*, int64_t i) { return i; }
+static inline int64_t place_in_pair(const bf16*, int64_t i) { return W == 1 ? i : i % 2 * W + i / 2; }
+
+// Bring n numbers into the order of load_two, or back.
+template <class C>
+static inline void order_pairs(const C* kind, const float* from, float* to, int64_t n, bool is_back) {
+    const int64_t n_paired = n / (2 * W) * 2 * W;
+    for (int64_t start = 0; start < n_paired; start += 2 * W)
+        for (int64_t i = 0; i < 2 * W; i++) {
+            int64_t place = start + place_in_pair(kind, i);
+            if (is_back) to[start + i] = from[place];
+            else to[place] = from[start + i];
+        }
+    memcpy(to + n_paired, from + n_paired, (n - n_paired) * sizeof(float));
+}
+
+// Products of a pair of queries with K keys.
+template <int K, class C>
+static inline void dots(const float* q, const C* keys, int64_t head_dim, float* first, float* second) {
+    vf a[K], b[K];
+    for (int j = 0; j < K; j++) a[j] = b[j] = vzero();
+    int64_t i = 0;
+    for (; i + 2 * W <= head_dim; i += 2 * W) {
+        vf q0 = vload(q + i), q1 = vload(q + i + W), r0 = vload(q + head_dim + i), r1 = vload(q + head_dim + i + W);
+#pragma GCC unroll 8
+        for (int j = 0; j < K; j++) {
+            vf low, high;
+            load_two(keys + j * head_dim + i, &low, &high);
+            a[j] = vfma(high, q1, vfma(low, q0, a[j]));
+            b[j] = vfma(high, r1, vfma(low, r0, b[j]));
+        }
+    }
+    for (int64_t n; i < head_dim; i += W) {
+        n = head_dim - i < W ? head_dim - i : W;
+        for (int j = 0; j < K; j++) {
+            vf key = load(keys + j * head_dim + i, n);
+            a[j] = vfma(key, load(q + i, n), a[j]);
+            b[j] = vfma(key, load(q + head_dim + i, n), b[j]);
+        }
+    }
+    for (int j = 0; j < K; j++) first[j] = hsum(a[j]), second[j] = hsum(b[j]);
 }
 
 // Add to out [2, head_dim] the values of n places, weighted.
 template <class C>
 static void add_values(const C* values, const float* first, const float* second, int64_t n, int64_t head_dim,
                        float* out) {
-    constexpr int WIDE = 4;
+    constexpr int PAIRS = 2;
+    constexpr int64_t WIDTH = PAIRS * 2 * W;
     int64_t i = 0;
-    for (; i + WIDE * W <= head_dim; i += WIDE * W) {
-        vf a[WIDE], b[WIDE];
-        for (int j = 0; j < WIDE; j++) a[j] = vload(out + i + j * W), b[j] = vload(out + head_dim + i + j * W);
+    for (; i + WIDTH <= head_dim; i += WIDTH) {
+        vf a[2 * PAIRS], b[2 * PAIRS];
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * PAIRS; j++) a[j] = vload(out + i + j * W), b[j] = vload(out + head_dim + i + j * W);
         for (int64_t s = 0; s < n; s++) {
             vf p = vset(first[s]), r = vset(second[s]);
-            for (int j = 0; j < WIDE; j++) {
-                vf v = vload(values + s * head_dim + i + j * W);
-                a[j] = vfma(v, p, a[j]);
-                b[j] = vfma(v, r, b[j]);
+#pragma GCC unroll 4
+            for (int j = 0; j < PAIRS; j++) {
+                vf low, high;
+                load_two(values + s * head_dim + i + j * 2 * W, &low, &high);
+                a[2 * j] = vfma(low, p, a[2 * j]);
+                a[2 * j + 1] = vfma(high, p, a[2 * j + 1]);
+                b[2 * j] = vfma(low, r, b[2 * j]);
+                b[2 * j + 1] = vfma(high, r, b[2 * j + 1]);
             }
         }
-        for (int j = 0; j < WIDE; j++) vstore(out + i + j * W, a[j]), vstore(out + head_dim + i + j * W, b[j]);
+#pragma GCC unroll 4
+        for (int j = 0; j < 2 * PAIRS; j++) vstore(out + i + j * W, a[j]), vstore(out + head_dim + i + j * W, b[j]);
     }
-    for (int64_t n_left; i < head_dim; i += W) {
-        n_left = head_dim - i < W ? head_dim - i : W;
-        vf a = load(out + i, n_left), b = load(out + head_dim + i, n_left);
+    for (; i + 2 * W <= head_dim; i += 2 * W)
         for (int64_t s = 0; s < n; s++) {
-            vf v = load(values + s * head_dim + i, n_left);
+            vf low, high;
+            load_two(values + s * head_dim + i, &low, &high);
+            vstore(out + i, vfma(low, vset(first[s]), vload(out + i)));
+            vstore(out + i + W, vfma(high, vset(first[s]), vload(out + i + W)));
+            vstore(out + head_dim + i, vfma(low, vset(second[s]), vload(out + head_dim + i)));
+            vstore(out + head_dim + i + W, vfma(high, vset(second[s]), vload(out + head_dim + i + W)));
+        }
+    for (int64_t left; i < head_dim; i += W) {
+        left = head_dim - i < W ? head_dim - i : W;
+        vf a = load(out + i, left), b = load(out + head_dim + i, left);
+        for (int64_t s = 0; s < n; s++) {
+            vf v = load(values + s * head_dim + i, left);
             a = vfma(v, vset(first[s]), a);
             b = vfma(v, vset(second[s]), b);
         }
-        store(out + i, a, n_left);
-        store(out + head_dim + i, b, n_left);
+        store(out + i, a, left);
+        store(out + head_dim + i, b, left);
     }
 }
 
@@ -120,25 +184,28 @@ static inline void soften(float* scores, int64_t n, float cap, float* most, floa
 }
 
 // One pair of heads (the second may be a copy of the first) over positions begin to end: what they collect,
-// unnormalized, behind the largest score and the sum of weights, at out and out + stride.
+// unnormalized, behind the largest score and the sum of weights, at `first` and at `second`.
 template <class C>
 static void read_pair(const gs_decode_layer& layer, const Cached<C>& cache, const float* q, int64_t begin, int64_t end,
                       float* first, float* second) {
-    float scores[2][CHUNK];
+    float scores[2][CHUNK], ordered[2 * MAX_HEAD_DIM], sums[2 * MAX_HEAD_DIM];
     const int64_t n = end - begin, head_dim = cache.head_dim;
+    order_pairs(cache.keys, q, ordered, head_dim, false);
+    order_pairs(cache.keys, q + head_dim, ordered + head_dim, head_dim, false);
     runs(begin, end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
-        for (int64_t s = 0; s < m; s++) {
-            float *a = scores[0] + offset + s, *b = scores[1] + offset + s;
-            dots(q, cache.keys + (place + s) * head_dim, head_dim, a, b);
+        float *a = scores[0] + offset, *b = scores[1] + offset;
+        const C* keys = cache.keys + place * head_dim;
+        int64_t s = 0;
+        for (; s + 4 <= m; s += 4) dots<4>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
+        for (; s < m; s++) dots<1>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
+        for (s = 0; s < m; s++) {
             float scale = layer.scale * (cache.key_scales ? cache.key_scales[place + s] : 1.0f);
-            *a *= scale;
-            *b *= scale;
+            a[s] *= scale;
+            b[s] *= scale;
         }
     });
     soften(scores[0], n, layer.cap, first, first + 1);
     soften(scores[1], n, layer.cap, second, second + 1);
-    float collected[2 * 1024];
-    float* sums = collected;
     memset(sums, 0, 2 * head_dim * sizeof(float));
     runs(begin, end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
         if (cache.value_scales)
@@ -146,6 +213,6 @@ static void read_pair(const gs_decode_layer& layer, const Cached<C>& cache, cons
                 for (int which = 0; which < 2; which++) scores[which][offset + s] *= cache.value_scales[place + s];
         add_values(cache.values + place * head_dim, scores[0] + offset, scores[1] + offset, m, head_dim, sums);
     });
-    memcpy(first + 2, sums, head_dim * sizeof(float));
-    memcpy(second + 2, sums + head_dim, head_dim * sizeof(float));
+    order_pairs(cache.values, sums, first + 2, head_dim, true);
+    order_pairs(cache.values, sums + head_dim, second + 2, head_dim, true);
 }

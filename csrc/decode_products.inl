@@ -1,5 +1,7 @@
 // Products of a few rows with matrices of every form, block by block of 16 outputs. Included by decode.inl.
 
+constexpr int64_t DENSE_AHEAD = 4096;  // bytes between what is read and what is asked for
+
 // Rows of inputs, float32, and the same rounded to 8 bits for the form of matrix they were last rounded for.
 struct Inputs {
     float* x;  // [n_rows, d_in]
@@ -17,7 +19,8 @@ static inline void dense_output(const T* weights, const float* x, int64_t d_in, 
         for (int j = 0; j < 4; j++) sums[r][j] = vzero();
     int64_t i = 0;
     for (; i + 4 * W <= d_in; i += 4 * W) {
-        __builtin_prefetch((const char*)(weights + i) + 4096);
+        for (int64_t line = 0; line < 4 * W * (int64_t)sizeof(T); line += 64)
+            __builtin_prefetch((const char*)(weights + i) + DENSE_AHEAD + line);
         for (int j = 0; j < 4; j++) {
             vf w = vload(weights + i + j * W);
             for (int r = 0; r < R; r++) sums[r][j] = vfma(w, vload(x + r * d_in + i + j * W), sums[r][j]);
