@@ -74,6 +74,13 @@ static inline void order_pairs(const C* kind, const float* from, float* to, int6
     memcpy(to + n_paired, from + n_paired, (n - n_paired) * sizeof(float));
 }
 
+constexpr int64_t KEYS_AHEAD = 8;  // vectors between what is read and what is asked for; it may lie beyond the cache
+
+template <class C>
+static inline void ask_for(const C* from, int64_t n) {
+    for (int64_t at = 0; at < n * (int64_t)sizeof(C); at += 64) __builtin_prefetch((const char*)from + at);
+}
+
 // Products of a pair of queries with K keys.
 template <int K, class C>
 static inline void dots(const float* q, const C* keys, int64_t head_dim, float* first, float* second) {
@@ -196,7 +203,11 @@ static void read_pair(const gs_decode_layer& layer, const Cached<C>& cache, cons
         float *a = scores[0] + offset, *b = scores[1] + offset;
         const C* keys = cache.keys + place * head_dim;
         int64_t s = 0;
-        for (; s + 4 <= m; s += 4) dots<4>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
+        for (; s + 4 <= m; s += 4) {
+            ask_for(keys + (s + KEYS_AHEAD) * head_dim, 4 * head_dim);
+            ask_for(cache.values + (place + s) * head_dim, 4 * head_dim);  // read in strides, so let them wait nearby
+            dots<4>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
+        }
         for (; s < m; s++) dots<1>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
         for (s = 0; s < m; s++) {
             float scale = layer.scale * (cache.key_scales ? cache.key_scales[place + s] : 1.0f);
