@@ -66,12 +66,12 @@ class Transformers:
 
     def _quantize(self, bits):
         import torchao
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-        # The head is rounded too; the embedding's own rows stay in bfloat16 beside it.
-        scheme = Int8WeightOnlyConfig()
-        if bits == 4:
-            scheme = Int4WeightOnlyConfig(group_size=32, int4_packing_format="opaque")
+        # The head is rounded too; the embedding's own rows stay in bfloat16 beside it. The prototype is the one
+        # whose layout has a product for processors.
+        scheme = PrototypeInt4WeightOnlyConfig(group_size=32) if bits == 4 else Int8WeightOnlyConfig()
         quantize_(self.model, scheme)
         self.facts["torchao"] = torchao.__version__
 

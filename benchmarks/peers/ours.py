@@ -24,7 +24,7 @@ class Ours:
 
     def fill(self, n):
         self.generation = None  # its cache goes before the next one comes
-        self.generation = self._begin(n, MAX_CONTEXT - n)
+        self.generation = self._begin(n, min(512, MAX_CONTEXT - n))
         self.generation.step()
 
     def decode(self, n):
