@@ -6,6 +6,7 @@ The Pythons of other environments come from GEMSMITH_PEER_LLAMA (llama-cpp-pytho
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,11 +106,14 @@ class Running:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def ask(self, do: str, n: int = 0) -> dict[str, Any]:
-        """Send a request and return the answer."""
+        """Send a request and return the answer; between requests the process stands still, its threads too."""
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(json.dumps({"do": do, "n": n}) + "\n")
         self.process.stdin.flush()
-        return self.hear()
+        answer = self.hear()
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def hear(self) -> dict[str, Any]:
         """Return the next answer.
@@ -129,7 +133,7 @@ class Running:
 
     def close(self) -> None:
         """End the process."""
-        self.process.terminate()
+        self.process.kill()
         self.process.wait()
 
 
