@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "cached_attention.h"
 #include "decode.h"
 #include "quant.h"
 
@@ -67,6 +68,7 @@
            (x, parts, n_elements, dtype))                                                                     \
     GS_ATTENTION_KERNELS(KERNEL)                                                                              \
     GS_QUANT_KERNELS(KERNEL)                                                                                  \
+    GS_CACHED_ATTENTION_KERNELS(KERNEL)                                                                   \
     GS_DECODE_KERNELS(KERNEL)
 
 #define GS_FIELD(name, parameters, arguments) void(*name) parameters;

@@ -16,6 +16,7 @@ namespace {
 #include "attention.inl"
 #include "quant.inl"
 #include "decode.inl"
+#include "cached_attention.inl"
 }  // namespace
 
 #define GS_JOIN(a, b) a##b

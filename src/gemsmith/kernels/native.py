@@ -41,6 +41,7 @@ _SIGNATURES = {
     "quantized_feed_forward": "p",
     "pack_quantized": "ppnni",
     "dense_linear": "pppnnni",
+    "cached_attention": "p",
     "decode": "p",
     "decode_scratch": "pp",
 }

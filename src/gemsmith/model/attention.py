@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from gemsmith.config import LayerSpec, ModelConfig
+from gemsmith.kernels.cached_attention import Run, Stored
 from gemsmith.model import ops
 from gemsmith.model.cache import KVCache, held_positions
 from gemsmith.model.layout import Layout, Segment, visible
@@ -91,6 +92,13 @@ class Pass:
         if window not in self._first_keys:
             self._first_keys[window] = self.layout.first_keys(window)
         return self._first_keys[window]
+
+    @property
+    def runs(self) -> list[Run] | None:
+        """The documents of a pass over a cache whose tokens see all that came before them; None for other passes."""
+        if self.cache is None or self.layout.spans is not None or self.layout.direction != "causal":
+            return None
+        return [(s.start, s.stop, s.slot, s.position) for s in self.layout.segments]
 
     def kept(self, index: int) -> tuple[Shaped[Tensor, "n K S H"], Shaped[Tensor, "n K S H"]]:
         """Return the keys and values of layer `index` as they lie: the cache's, or this pass's own."""
@@ -219,6 +227,11 @@ class Attention(nn.Module):
         if ops.has_ranged_attention(q, keys) and (first := step.first_keys(self.spec.window)) is not None:
             k, v = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # T K H, as they were kept
             return ops.ranged_attention(q, k, v, first, scale=scale, cap=cap)
+        if (cache := step.cache) is not None and (runs := step.runs) is not None:
+            scales = cache.key_scales.get(self.source), cache.value_scales.get(self.source)
+            stored = Stored(keys, values, *scales)
+            if ops.has_cached_attention(q, stored, runs):
+                return ops.cached_attention(q, stored, runs, window=self.spec.window, scale=scale, cap=cap)
         rows = q.unflatten(0, (step.layout.n_rows, -1))  # B T N H
         outputs, done = [], 0
         for block in step.plan(self.spec.window, keys.shape[2]):

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from gemsmith.kernels import blocked_attention, dense_linear, fused_geglu, fused_norm, fused_rope, rounded_linear
+from gemsmith.kernels import cached_attention as cached
 from gemsmith.kernels import quantized_linear as packed_quantized
 from gemsmith.kernels import ranged_attention as ranged
 from gemsmith.kernels.quantized import Quantized, plain_quantized_linear
@@ -233,6 +234,24 @@ def ranged_attention(
 ) -> Float[Tensor, "T N H"]:
     """Return plain_attention on one flat axis, where token t sees the places first[t] to t, none if first[t] > t."""
     return ranged.attention(q, k, v, first, scale=scale, cap=cap)
+
+
+def has_cached_attention(q: Float[Tensor, "T N H"], stored: cached.Stored, runs: Sequence[cached.Run]) -> bool:
+    """Tell whether cached_attention, which is a kernel alone, serves tensors such as these."""
+    return not _only_plain and cached.is_suitable(q, stored, runs)
+
+
+def cached_attention(
+    q: Float[Tensor, "T N H"],
+    stored: cached.Stored,
+    runs: Sequence[cached.Run],
+    *,
+    window: int | None,
+    scale: float,
+    cap: float | None,
+) -> Float[Tensor, "T N H"]:
+    """Return plain_attention of the tokens of each run to their own documents' tokens up to themselves."""
+    return cached.attention(q, stored, runs, window=window, scale=scale, cap=cap)
 
 
 def attention(
