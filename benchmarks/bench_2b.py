@@ -7,7 +7,8 @@
 
 Models come from files_2b.py: --models, or GEMSMITH_BENCH_MODELS. Contestants take turns, round by round; each
 is a process of its own with two threads, the same ids and the same settings of the C allocator. --only NAME,NAME
-keeps some of them; a row is kept for `make targets` only where all its parts were measured.
+keeps some of them and brings in torchao, which compiles for minutes; a row is kept for `make targets` only
+where all its parts were measured.
 """
 
 import statistics
@@ -102,8 +103,7 @@ def prefill(
     models: Models, bits: Bits = 4, length: int = 512, only: str | None = None, n_runs: int = 3, n_warm: int = 1
 ) -> None:
     """Compare tokens per second of reading a prompt, with transformers in bf16 beside those of few bits."""
-    wanted = [c for c in BY_BITS[bits] if not c.name.startswith("torchao")]
-    wanted += [c for c in BY_BITS[16] if c.name.startswith(TRANSFORMERS) and c not in wanted]
+    wanted = [*BY_BITS[bits], *(c for c in BY_BITS[16] if c.name.startswith(TRANSFORMERS) and bits != 16)]
     with running(present(wanted, models, only=only), models) as processes:
         values = take_turns(
             {name: lambda p=process: p.rate("prefill", length) for name, process in processes.items()},
@@ -165,7 +165,6 @@ def memory(models: Models, bits: Bits = 4, only: str | None = None) -> None:
 def first_token(models: Models, bits: Bits = 4, only: str | None = None, n_runs: int = 5) -> None:
     """Compare the time from starting a process to its first token, files in the page cache."""
     contestants = _for_short_contexts(present(BY_BITS[bits], models, only=only))
-    contestants = [c for c in contestants if not c.name.startswith("torchao")]
     facts: dict[str, Any] = {}
 
     def once(contestant: Contestant) -> float:
