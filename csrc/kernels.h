@@ -12,6 +12,7 @@
 #include "cached_attention.h"
 #include "decode.h"
 #include "quant.h"
+#include "sample.h"
 
 #define GS_ABI 3
 #define GS_FLOAT32 0
@@ -68,8 +69,9 @@
            (x, parts, n_elements, dtype))                                                                     \
     GS_ATTENTION_KERNELS(KERNEL)                                                                              \
     GS_QUANT_KERNELS(KERNEL)                                                                                  \
-    GS_CACHED_ATTENTION_KERNELS(KERNEL)                                                                   \
-    GS_DECODE_KERNELS(KERNEL)
+    GS_CACHED_ATTENTION_KERNELS(KERNEL)                                                                       \
+    GS_DECODE_KERNELS(KERNEL)                                                                                 \
+    GS_SAMPLE_KERNELS(KERNEL)
 
 #define GS_FIELD(name, parameters, arguments) void(*name) parameters;
 struct gs_table {

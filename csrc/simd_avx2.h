@@ -57,6 +57,10 @@ static inline vf keep_n(vf x, int64_t n, float fill) {
 static inline vf vfma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
 static inline vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
+// Which lanes are at least `least`, a bit each; a NaN is not.
+static inline uint32_t lanes_at_least(vf x, vf least) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_GE_OQ));
+}
 static inline vf vsqrt(vf x) { return _mm256_sqrt_ps(x); }
 static inline vf vinverse(vf x) { return vset(1.0f) / x; }
 static inline vf vround(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -51,6 +51,8 @@ static inline vf keep_n(vf x, int64_t n, float fill) {
 static inline vf vfma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vf vmax(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf vmin(vf a, vf b) { return _mm512_min_ps(a, b); }
+// Which lanes are at least `least`, a bit each; a NaN is not.
+static inline uint32_t lanes_at_least(vf x, vf least) { return _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ); }
 static inline vf vsqrt(vf x) { return _mm512_sqrt_ps(x); }
 // 1 / x for a finite x other than 0, from 14 bits by one step of Newton's.
 static inline vf vinverse(vf x) {

@@ -45,6 +45,8 @@ static inline vf keep_n(vf x, int64_t, float) { return x; }
 static inline vf vfma(vf a, vf b, vf c) { return a * b + c; }
 static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
 static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
+// Which lanes are at least `least`, a bit each; a NaN is not.
+static inline uint32_t lanes_at_least(vf x, vf least) { return x >= least; }
 static inline vf vsqrt(vf x) { return sqrtf(x); }
 static inline vf vinverse(vf x) { return 1.0f / x; }  // for a finite x other than 0
 static inline vf vround(vf x) { return x + 12582912.0f - 12582912.0f; }  // for |x| < 2^22

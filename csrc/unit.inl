@@ -17,6 +17,7 @@ namespace {
 #include "quant.inl"
 #include "decode.inl"
 #include "cached_attention.inl"
+#include "sample.inl"
 }  // namespace
 
 #define GS_JOIN(a, b) a##b

@@ -49,6 +49,11 @@ def noise_bits(
     return scramble(rows[:, None] + (token_ids + 1) * GOLDEN)
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """Return the most exact dtype of a device: float64, but where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def gumbel(
     streams: Int[Tensor, " B"], positions: Int[Tensor, " B"], *, token_ids: Int[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
@@ -56,10 +61,11 @@ def gumbel(
 
     -log(-log(u)) is largest where u is next to 1, where float32 is coarse; with v = 1 - u small
     numbers keep all their bits, so that even a token of probability 1e-12 is drawn as often as it should be.
+    The logarithms are float64, where libraries differ by 1e-16: too little to choose another token.
 
     Args:
         streams: From `completion_streams`, one per row.
         positions: Absolute position of the token to be chosen.
     """
     v = _shifted(noise_bits(streams, positions, token_ids=token_ids), 1).float() * 2.0**-63
-    return -torch.log(-torch.log1p(-v.clamp(2.0**-64, 1 - 2.0**-24)))
+    return -torch.log(-torch.log1p(-v.clamp(2.0**-64, 1 - 2.0**-24).to(wide(v.device))))

@@ -1,11 +1,13 @@
 """From the logits of one position to one token: Sampling says how, `pick` does it.
 
-The operations run in this order, which is also that of Hugging Face transformers:
+`plain_pick` says what that means; a Picker leaves it to a kernel where there is one. The operations run in
+this order, which is also that of Hugging Face transformers:
 
     logits + bias -> repetition -> presence, frequency -> / temperature -> top_k -> top_p -> min_p -> draw
 
 Tokens that tie with the last one admitted are admitted too, so that no result depends on the order
-in which a sort leaves equals. The vocabulary is never sorted.
+in which a sort leaves equals. The vocabulary is never sorted. Probabilities are summed as integers, and
+logarithms computed in float64, so that kernel and plain path choose the same tokens.
 """
 
 import math
@@ -18,12 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gemsmith.errors import SamplingError
-from gemsmith.infer.noise import gumbel
+from gemsmith.infer.noise import gumbel, wide
 from gemsmith.infer.penalties import History, penalized
+from gemsmith.kernels import native
+from gemsmith.kernels.fused_pick import Rule
 
 MAX_SEED = 2**63 - 1
 _FIRST_LOOK = 256  # tokens among which top_p is sought first; real distributions seldom need more
 _TIE_ROOM = 8
+_SHARE_UNITS = 2.0**40  # of the best token's probability; sums over four million tokens are still exact
+_TEMPERATURES = (2.0**-149, torch.finfo(torch.float32).max)  # what float32 holds but for 0
 
 _Range = tuple[str, Callable[[float], bool], str]
 _NUMBERS: dict[str, _Range] = {
@@ -91,6 +97,42 @@ class Sampling:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
 
+class Picker:
+    """Chooses tokens one way. Made once and used for every step of a generation, it costs a step one call.
+
+    It serves one call at a time: threads need one each.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._rule = _rule(sampling) if native.is_loaded() else None
+
+    def pick(
+        self,
+        logits: Float[Tensor, "B V"],
+        *,
+        streams: Int[Tensor, " B"],
+        positions: Int[Tensor, " B"],
+        history: History | None = None,
+    ) -> Int[Tensor, " B"]:
+        """Choose one token id per row.
+
+        A row's choice depends on its own logits, stream, position and history, never on its neighbors.
+
+        Args:
+            streams: From `completion_streams`: one per row.
+            positions: Absolute position the chosen token will stand at.
+            history: Tokens so far; needed where `sampling.has_penalties`.
+        """
+        if self._rule is None or not self._rule.serves(logits):
+            return plain_pick(logits, self.sampling, streams=streams, positions=positions, history=history)
+        seen = None
+        if self.sampling.has_penalties:
+            assert history is not None
+            seen = history.tables
+        return self._rule.pick(logits, streams=streams, positions=positions, seen=seen)
+
+
 def pick(
     logits: Float[Tensor, "B V"],
     sampling: Sampling,
@@ -99,21 +141,50 @@ def pick(
     positions: Int[Tensor, " B"],
     history: History | None = None,
 ) -> Int[Tensor, " B"]:
-    """Choose one token id per row.
+    """Choose one token id per row, once: see `Picker.pick`."""
+    return Picker(sampling).pick(logits, streams=streams, positions=positions, history=history)
 
-    A row's choice depends on its own logits, stream, position and history, never on its neighbors.
 
-    Args:
-        streams: From `completion_streams`: one per row.
-        positions: Absolute position the chosen token will stand at.
-        history: Tokens so far; needed where `sampling.has_penalties`.
+def plain_pick(
+    logits: Float[Tensor, "B V"],
+    sampling: Sampling,
+    *,
+    streams: Int[Tensor, " B"],
+    positions: Int[Tensor, " B"],
+    history: History | None = None,
+) -> Int[Tensor, " B"]:
+    """Return what `Picker.pick` does, in plain torch.
+
+    Among equals the lowest id wins. NaN counts as the best score, and a row whose best is not finite gives
+    its first token of that score whatever the sampling: there is no distribution to draw from.
     """
     scores = adjusted(logits, sampling, history)
+    best = scores.argmax(-1)
     if sampling.is_greedy:
-        return scores.argmax(-1)
+        return best
     values, token_ids = candidates(scores, sampling)
-    best = (values + gumbel(streams, positions, token_ids=token_ids)).argmax(-1, keepdim=True)
-    return token_ids.gather(1, best)[:, 0]
+    noisy = values + gumbel(streams, positions, token_ids=token_ids)
+    is_behind = noisy < noisy.amax(-1, keepdim=True)
+    drawn = token_ids.masked_fill(is_behind, scores.shape[1]).amin(-1)
+    return torch.where(scores.amax(-1).isfinite(), drawn, best)
+
+
+def _temperature(sampling: Sampling) -> float:
+    """Return the temperature as float32 can hold it."""
+    lowest, highest = _TEMPERATURES
+    return min(max(sampling.temperature, lowest), highest)
+
+
+def _rule(sampling: Sampling) -> Rule:
+    """Put a Sampling into the kernel's terms."""
+    return Rule(
+        temperature=0.0 if sampling.is_greedy else _temperature(sampling),
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        penalties=(sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty),
+        biases=sampling.logit_bias,
+    )
 
 
 def adjusted(logits: Float[Tensor, "B V"], sampling: Sampling, history: History | None = None) -> Float[Tensor, "B V"]:
@@ -141,7 +212,7 @@ def candidates(scores: Float[Tensor, "B V"], sampling: Sampling) -> tuple[Float[
         values, token_ids = _best(scores, sampling.top_k)
     else:
         values, token_ids = scores, torch.arange(vocab_size, device=scores.device).expand(n_rows, -1)
-    values = (values - values.amax(-1, keepdim=True)) / sampling.temperature
+    values = (values - values.amax(-1, keepdim=True)) / _temperature(sampling)
     if sampling.top_p < 1:
         values, token_ids = _nucleus(values, token_ids, sampling.top_p)
     if sampling.min_p > 0:
@@ -163,31 +234,33 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _nucleus(values: Tensor, token_ids: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Keep the fewest best tokens whose shares sum to `top_p`, and those equal to the last of them."""
-    shares = values.softmax(-1)
-    best, places = shares.topk(min(_FIRST_LOOK, shares.shape[1]))
-    mass = best.cumsum(-1)
-    if bool((mass[:, -1] >= top_p).all()):
-        cut = best.gather(1, (mass < top_p).sum(-1, keepdim=True))
+    exact = wide(values.device)
+    shares = (values.to(exact).exp() * _SHARE_UNITS).round().long()
+    needed = (shares.sum(-1, keepdim=True).to(exact) * top_p).ceil().long()
+    best, places = values.topk(min(_FIRST_LOOK, values.shape[1]))
+    sums = shares.gather(1, places).cumsum(-1)
+    if bool((sums[:, -1:] >= needed).all()):
+        cut = best.gather(1, (sums < needed).sum(-1, keepdim=True))
         if bool((best[:, -1:] < cut).all()):
-            return values.gather(1, places).masked_fill(best < cut, -math.inf), token_ids.gather(1, places)
+            return best.masked_fill(best < cut, -math.inf), token_ids.gather(1, places)
     else:
-        cut = _nucleus_edge(shares, top_p)
-    return values.masked_fill(shares < cut, -math.inf), token_ids
+        cut = _nucleus_edge(values, shares, needed)
+    return values.masked_fill(values < cut, -math.inf), token_ids
 
 
-def _nucleus_edge(shares: Tensor, top_p: float) -> Tensor:
-    """Return the smallest share that `top_p` admits, by bisection over the bits of float32.
+def _nucleus_edge(values: Tensor, shares: Tensor, needed: Tensor) -> Tensor:
+    """Return the highest value such that the shares from there on suffice, by bisection over the bits of float32.
 
-    The bits of numbers from 0 to 1, read as integers, are ordered as the numbers are.
+    Values are 0 or less. The bits of their distances from 0, read as integers, are ordered as the distances are.
     """
-    bits = shares.view(torch.int32)
-    low = torch.zeros_like(bits[:, :1])  # always enough: it admits every token
-    high = low + torch.tensor(1.0).view(torch.int32).item() + 1  # never enough
+    bits = values.abs().view(torch.int32)
+    low = torch.full_like(bits[:, :1], -1)  # never enough: it admits no token
+    high = torch.full_like(low, 0x7F800000)  # infinity: always enough
     for _ in range(31):
         middle = low + (high - low) // 2
-        is_enough = (shares * (bits >= middle)).sum(-1, keepdim=True) >= top_p
-        low, high = torch.where(is_enough, middle, low), torch.where(is_enough, high, middle)
-    return low.view(torch.float32)
+        is_enough = (shares * (bits <= middle)).sum(-1, keepdim=True) >= needed
+        low, high = torch.where(is_enough, low, middle), torch.where(is_enough, middle, high)
+    return -high.view(torch.float32)
 
 
 def logprobs_of(logits: Float[Tensor, "B V"], token_ids: Int[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -44,6 +44,8 @@ _SIGNATURES = {
     "cached_attention": "p",
     "decode": "p",
     "decode_scratch": "pp",
+    "pick": "p",
+    "record_tokens": "pp",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 
