@@ -20,7 +20,6 @@ from gemsmith.kernels import native
 
 pytestmark = pytest.mark.usefixtures("isa")
 
-SIZES = [1, 2, 17, 63, 64, 65, 300, 8192]
 SETTINGS = [
     Sampling(temperature=0.0),
     Sampling(),
@@ -76,10 +75,11 @@ def check(logits: torch.Tensor, sampling: Sampling, *, seed: int, history: Histo
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-@pytest.mark.parametrize("vocab_size", SIZES)
-def test_tokens_are_those_of_the_plain_path(vocab_size: int, sampling: Sampling) -> None:
-    for seed, spread in enumerate((3.0, 0.3, 12.0)):
-        check(random_logits(40 if vocab_size < 1000 else 6, vocab_size, seed=seed, spread=spread), sampling, seed=seed)
+def test_tokens_are_those_of_the_plain_path(sampling: Sampling) -> None:
+    for vocab_size in (1, 2, 17, 63, 64, 65, 300, 8192):
+        for seed, spread in enumerate((3.0, 0.3, 12.0)):
+            logits = random_logits(40 if vocab_size < 1000 else 6, vocab_size, seed=seed, spread=spread)
+            check(logits, sampling, seed=seed)
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
