@@ -16,7 +16,7 @@ from gemsmith.infer.completion import Completion, FinishReason
 from gemsmith.infer.device import decode_threads, threads
 from gemsmith.infer.noise import completion_streams
 from gemsmith.infer.penalties import History
-from gemsmith.infer.sample import logprobs_of, pick, top_logprobs
+from gemsmith.infer.sample import Picker, logprobs_of, top_logprobs
 from gemsmith.infer.settings import Settings
 from gemsmith.infer.text import TextWriter
 from gemsmith.kernels.decode_step import DecodeStep
@@ -120,6 +120,7 @@ class Generation:
         self._streams = completion_streams(
             settings.sampling.seed or 0, torch.tensor([row.index for row in self.rows]), device=self._device
         )
+        self._picker = Picker(settings.sampling)
         self._history: History | None = None
         self._cache: KVCache | None = None
         self._cache_dtype = cache_dtype or network.dtype
@@ -141,12 +142,8 @@ class Generation:
         if logits is None:
             return self.cancel()
         positions = torch.tensor([row.position for row in self.live], device=self._device)
-        token_ids = pick(
-            logits[:, : self.n_pieces],
-            self.settings.sampling,
-            streams=self._streams,
-            positions=positions,
-            history=self._history,
+        token_ids = self._picker.pick(
+            logits[:, : self.n_pieces], streams=self._streams, positions=positions, history=self._history
         )
         self._report(logits, token_ids)
         if self._history is not None:
