@@ -24,6 +24,7 @@ static inline vf load_n(const byte* p, int64_t n) {
 namespace step {
 
 #include "decode_team.inl"
+#include "decode_pairs.inl"
 #include "decode_products.inl"
 #include "decode_attention.inl"
 
@@ -103,6 +104,7 @@ struct Own {
         in = Inputs{};
         in.x = pieces.floats(sizes.n_rows * sizes.d_in);
         in.rounded = pieces.bytes(sizes.rounded_bytes());
+        in.ordered = pieces.floats(sizes.n_rows * sizes.d_in);
         in.n_rows = sizes.n_rows;
     }
 };
@@ -146,7 +148,7 @@ struct Worker {
     void enter(const void* weight) {
         for (int64_t row = 0; row < sizes.n_rows; row++)
             norm(own.x + row * sizes.d_model, weight, sizes.d_model, own.in.x + row * sizes.d_model, false);
-        own.in.middle = 0;
+        own.in.renew();
     }
     // Add what a sublayer put out to the residual stream.
     void leave(const void* weight) {
@@ -271,7 +273,7 @@ struct Worker {
                 auto piece = [&](int64_t i, int64_t n) { store(to + i, load(to + i, n) * vset(1.0f / sum), n); };
                 over(H, [&](int64_t i) { piece(i, W); }, piece);
             }
-        own.in.middle = 0;
+        own.in.renew();
     }
 
     void open_gates(const gs_decode_layer& layer) {
@@ -303,7 +305,7 @@ struct Worker {
         enter(layer.before_feed_forward);
         open_gates(layer);
         memcpy(own.in.x, shared.gate, sizes.n_rows * layer.down.d_in * sizeof(float));
-        own.in.middle = 0;
+        own.in.renew();
         multiply(layer.down, shared.out);
         leave(layer.after_feed_forward);
     }
@@ -361,11 +363,17 @@ static void dense_linear(const float* x, const void* weights, float* y, int64_t 
     Inputs in = {};
     in.x = (float*)x;
     in.n_rows = n_rows;
+    if (dtype == GS_BFLOAT16) {
+        in.ordered = (float*)malloc(n_rows * d_in * sizeof(float));
+        if (!in.ordered) abort();
+        prepare(m, in);
+    }
     const int64_t least = least_blocks(m), n = n_blocks(m);
     take_turns((n + least - 1) / least, [&](int64_t turn, int32_t) {
         int64_t end = (turn + 1) * least;
         take_blocks(m, in, turn * least, end < n ? end : n, y);
     });
+    free(in.ordered);
 }
 
 }  // namespace step

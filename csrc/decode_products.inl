@@ -2,49 +2,77 @@
 
 constexpr int64_t DENSE_AHEAD = 4096;  // bytes between what is read and what is asked for
 
-// Rows of inputs, float32, and the same rounded to 8 bits for the form of matrix they were last rounded for.
+// Rows of inputs, float32, the same in the order of bfloat16's pairs, and rounded to 8 bits for the form of matrix
+// they were last rounded for.
 struct Inputs {
-    float* x;  // [n_rows, d_in]
+    float *x, *ordered;  // [n_rows, d_in]
     void* rounded;
     int64_t n_rows;
     QuantRows rows;
     int32_t middle;  // 0: not rounded yet
+    bool is_ordered;
+
+    // What is in x is new.
+    void renew() { middle = 0, is_ordered = false; }
+    const float* for_rows(const float*) const { return x; }
+    const float* for_rows(const bf16*) const { return ordered; }
 };
 
-// Rows of 16 or 32 bits: four sums by place, added up in one order. R rows of x at once.
-template <int R, class T>
-static inline void dense_output(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
-    vf sums[R][4];
-    for (int r = 0; r < R; r++)
-        for (int j = 0; j < 4; j++) sums[r][j] = vzero();
+// Outputs of O rows of 16 or 32 bits for R rows of inputs. Each is the sum of two chains and what is left over, in an
+// order that depends on nothing else.
+template <int O, int R, class T>
+static inline void dense_outputs(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
+    vf sums[O][R][2];
+#pragma GCC unroll 8
+    for (int o = 0; o < O; o++)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) sums[o][r][0] = sums[o][r][1] = vzero();
     int64_t i = 0;
-    for (; i + 4 * W <= d_in; i += 4 * W) {
-        for (int64_t line = 0; line < 4 * W * (int64_t)sizeof(T); line += 64)
-            __builtin_prefetch((const char*)(weights + i) + DENSE_AHEAD + line);
-        for (int j = 0; j < 4; j++) {
-            vf w = vload(weights + i + j * W);
-            for (int r = 0; r < R; r++) sums[r][j] = vfma(w, vload(x + r * d_in + i + j * W), sums[r][j]);
+    for (; i + 2 * W <= d_in; i += 2 * W) {
+        vf low[O], high[O];
+#pragma GCC unroll 8
+        for (int o = 0; o < O; o++) {
+            const T* from = weights + o * d_in + i;
+            for (int64_t line = 0; line < 2 * W * (int64_t)sizeof(T); line += 64)
+                __builtin_prefetch((const char*)from + DENSE_AHEAD + line);
+            load_two(from, &low[o], &high[o]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            vf a = vload(x + r * d_in + i), b = vload(x + r * d_in + i + W);
+#pragma GCC unroll 8
+            for (int o = 0; o < O; o++) {
+                sums[o][r][0] = vfma(low[o], a, sums[o][r][0]);
+                sums[o][r][1] = vfma(high[o], b, sums[o][r][1]);
+            }
         }
     }
-    auto piece = [&](int64_t k, int64_t n) {
-        vf w = load(weights + i + k, n);
-        for (int r = 0; r < R; r++) sums[r][0] = vfma(w, load(x + r * d_in + i + k, n), sums[r][0]);
-    };
-    over(d_in - i, [&](int64_t k) { piece(k, W); }, piece);
-    for (int r = 0; r < R; r++) y[r * stride] = hsum((sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]));
+    for (int64_t n; i < d_in; i += W) {
+        n = d_in - i < W ? d_in - i : W;
+        for (int o = 0; o < O; o++)
+            for (int r = 0; r < R; r++)
+                sums[o][r][0] = vfma(load(weights + o * d_in + i, n), load(x + r * d_in + i, n), sums[o][r][0]);
+    }
+    for (int o = 0; o < O; o++)
+        for (int r = 0; r < R; r++) y[r * stride + o] = hsum(sums[o][r][0] + sums[o][r][1]);
+}
+
+template <int O, class T>
+static inline void dense_rows(const gs_matrix& m, const Inputs& in, int64_t output, float* y) {
+    const T* weights = (const T*)m.values + output * m.d_in;
+    const float* x = in.for_rows(weights);
+    int64_t row = 0;
+    for (; row + 4 <= in.n_rows; row += 4)
+        dense_outputs<O, 4>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+    for (; row < in.n_rows; row++)
+        dense_outputs<O, 1>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
 }
 
 template <class T>
 static void dense_block(const gs_matrix& m, const Inputs& in, int64_t block, float* y) {
-    int64_t begin = block * GS_QUANT_BLOCK, end = begin + GS_QUANT_BLOCK < m.d_out ? begin + GS_QUANT_BLOCK : m.d_out;
-    for (int64_t output = begin; output < end; output++) {
-        const T* weights = (const T*)m.values + output * m.d_in;
-        int64_t row = 0;
-        for (; row + 4 <= in.n_rows; row += 4)
-            dense_output<4>(weights, in.x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
-        for (; row < in.n_rows; row++)
-            dense_output<1>(weights, in.x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
-    }
+    int64_t output = block * GS_QUANT_BLOCK, end = output + GS_QUANT_BLOCK < m.d_out ? output + GS_QUANT_BLOCK : m.d_out;
+    for (; output + 2 <= end; output += 2) dense_rows<2, T>(m, in, output, y);
+    if (output < end) dense_rows<1, T>(m, in, output, y);
 }
 
 template <int BITS>
@@ -73,9 +101,15 @@ static inline gs_quant_call as_quant_call(const gs_matrix& m, int64_t n_rows) {
                          m.d_in,  m.d_out, m.group_units,            m.bits,   GS_FLOAT32, m.scale_dtype};
 }
 
-// Round the inputs for this matrix, unless they are.
+// Bring the inputs into the form this matrix needs, unless they are in it.
 static void prepare(const gs_matrix& m, Inputs& in) {
-    if (!m.values || m.bits > 8) return;
+    if (!m.values || m.bits == 32 || (m.bits == 16 && in.is_ordered)) return;
+    if (m.bits == 16) {
+        for (int64_t row = 0; row < in.n_rows; row++)
+            order_pairs((const bf16*)m.values, in.x + row * m.d_in, in.ordered + row * m.d_in, m.d_in, false);
+        in.is_ordered = true;
+        return;
+    }
     int32_t middle = m.zeros ? 1 : m.bits == 4 ? 8 : 128;
     if (in.middle == middle) return;
     gs_quant_call call = as_quant_call(m, in.n_rows);
