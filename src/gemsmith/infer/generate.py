@@ -183,12 +183,17 @@ class Generation:
         for row in self.rows:
             if row.slot % n:
                 cache.copy_slot(row.slot - row.slot % n, row.slot)
-        self._compiled = decode_step(self.network, cache, n_threads=self._n_threads)
+        self._compiled = self._step(cache)
         if self.settings.sampling.has_penalties:
             self._history = History([row.prompt for row in self.rows], self.n_pieces, device=self._device)
         logits = self.network.logits(torch.stack([last[index] for index in range(len(prompts))]))
         _check_finite(logits)
         return logits.repeat_interleave(n, 0)
+
+    def _step(self, cache: KVCache) -> DecodeStep | None:
+        """Return the compiled step, which finds out by itself how many threads serve a small model."""
+        n_threads = torch.get_num_threads()
+        return decode_step(self.network, cache, n_threads=n_threads, tries_one=self._n_threads < n_threads)
 
     def _decode(self) -> Float[Tensor, "B V"]:
         """Read the token each live row chose last."""

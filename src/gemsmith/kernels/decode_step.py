@@ -5,6 +5,7 @@ everything stays in float32.
 """
 
 import ctypes
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gemsmith.kernels import native
 from gemsmith.kernels.quantized_linear import SCALE_DTYPES, Packed, group_units
+from gemsmith.kernels.thread_choice import ThreadChoice
 
 # What csrc/decode_attention.inl has room for on its stack.
 MAX_HEAD_DIM = 1024
@@ -103,9 +105,13 @@ class Network:
 
 
 class DecodeStep:
-    """Reads one token a document; everything that stays the same from step to step is prepared once."""
+    """Reads one token a document; everything that stays the same from step to step is prepared once.
 
-    def __init__(self, network: Network, *, max_rows: int, n_threads: int) -> None:
+    Args:
+        n_threads: As many, or fewer where `tries_one` and one is faster. The numbers are the same.
+    """
+
+    def __init__(self, network: Network, *, max_rows: int, n_threads: int, tries_one: bool = False) -> None:
         self._kept = network  # the library holds addresses of its tensors
         self._layers = (_Layer * len(network.layers))(*(_layer(layer) for layer in network.layers))
         self._vocab_size = network.table.shape[0]
@@ -125,6 +131,7 @@ class DecodeStep:
         native.need().gs_decode_scratch(ctypes.byref(self._call), ctypes.addressof(n_bytes))
         self._scratch = torch.empty(n_bytes.value + 64, dtype=torch.uint8)
         self._call.scratch = (self._scratch.data_ptr() + 63) // 64 * 64
+        self._choice = ThreadChoice(n_threads) if tries_one else None
         self._address, self._run = ctypes.byref(self._call), native.need().gs_decode
 
     def __call__(
@@ -144,7 +151,12 @@ class DecodeStep:
         self._integers[:n], self._integers[room : room + n] = list(token_ids), list(positions)
         self._integers[2 * room : 2 * room + n] = list(slots)
         self._call.n_rows = n
-        self._run(self._address)
+        if self._choice is None:
+            self._run(self._address)
+        else:
+            self._call.n_threads, started = self._choice.n_threads, time.perf_counter()
+            self._run(self._address)
+            self._choice.note(time.perf_counter() - started)
         return self._logits[:n]
 
 

@@ -25,7 +25,7 @@ _MATRICES = {
 _PLAIN = (Transformer, nn.ModuleList, Block, Attention, FeedForward, RMSNorm, Linear, Embedding)
 
 
-def decode_step(network: Transformer, cache: KVCache, *, n_threads: int) -> DecodeStep | None:
+def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, tries_one: bool = False) -> DecodeStep | None:
     """Return the compiled step over this cache; None where the modules have to run one by one.
 
     That is so without kernels, off the CPU, with low-rank deltas, with modules, hooks or dtypes the step does not know.
@@ -46,7 +46,7 @@ def decode_step(network: Transformer, cache: KVCache, *, n_threads: int) -> Deco
         embedding_scale=float(ops.embedding_scale(network.config.d_model, network.dtype)),
         cap=network.config.final_softcap or 0.0,
     )
-    return DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads)
+    return DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads, tries_one=tries_one)
 
 
 def _is_suitable(network: Transformer, cache: KVCache) -> bool:
