@@ -65,3 +65,16 @@ def test_bits_per_byte_with_an_int8_cache_are_nearly_the_same(
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] != found[0]
     assert found[2] == pytest.approx(found[0], rel=2e-3)
+
+
+def test_divergence_of_a_cache_and_of_another_model(
+    folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "divergence", str(folder), str(texts), "--cache", "int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cache"] == "int8"
+    assert 0 < found["kl"]["value"] < 1e-2
+    assert main(["eval", "divergence", str(folder), str(texts), "--original", str(folder)]) == 0
+    assert "+0.000% (95%" in capsys.readouterr().out
+    assert main(["eval", "divergence", str(folder), str(texts), "--tokens", "0"]) == 2
+    assert "--tokens must be above 0; got 0" in capsys.readouterr().err

@@ -93,3 +93,16 @@ def test_a_model_in_few_bits_is_not_quantized_again(
     assert f"must be in full precision to be quantized; got {str(out)!r}" in capsys.readouterr().err
     assert main(["quantize", str(folder), str(folder), "--scheme", "int8"]) == 1
     assert "out must be another folder" in capsys.readouterr().err
+
+
+def test_the_report_can_be_drawn_and_measured_with_an_int8_cache(
+    folder: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "report.png"
+    call = ["quantize", str(folder), str(tmp_path / "q"), "--scheme", "int8", "--plot", str(picture)]
+    assert main([*call, "--report", "--text", str(texts), "--cache", "int8"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "divergence: " in capsys.readouterr().out
+    assert main(call) == 2
+    assert "--plot must come with --report" in capsys.readouterr().err

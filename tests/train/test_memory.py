@@ -55,6 +55,13 @@ def test_activations_grow_with_rows_layers_and_width_of_numbers() -> None:
     assert activations["again"] < activations["usual"] / 2
 
 
+def test_rounding_needs_the_table_several_times_over_in_every_process() -> None:
+    load = replace(LOAD, n_processes=2)
+    dense, rounded = (training_bytes(SMALL, SPEC, load=replace(load, is_rounded=x)) for x in (False, True))
+    assert rounded.others - dense.others >= 2 * 4 * 4 * SMALL.vocab_size * SMALL.d_model
+    assert replace(rounded, others=dense.others) == dense
+
+
 def test_what_fits_is_let_through() -> None:
     needed = training_bytes(SMALL, SPEC, load=LOAD)
     assert check_memory(SMALL, SPEC, load=LOAD, available=needed.total) == needed

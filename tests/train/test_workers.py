@@ -1,5 +1,6 @@
 """Several processes give the gradient that one gives."""
 
+import multiprocessing as mp
 from functools import partial
 
 import pytest
@@ -44,3 +45,13 @@ def test_two_processes_give_the_gradient_of_one() -> None:
     assert workers.accumulate(weights, batches, BUILD(), 0.125) == pytest.approx(changed, rel=1e-6)
     with pytest.raises(TrainingError, match="multiple of 2 processes; got 3"):
         workers.accumulate(weights, [batch(3, 1)], BUILD(), 1.0)
+
+
+def test_closed_workers_end() -> None:
+    weights = initial_weights(CONFIG, seed=0)
+    before = set(mp.active_children())
+    workers = Workers(weights, BUILD, n_processes=2)
+    (child,) = set(mp.active_children()) - before
+    workers.close()
+    child.join(600)
+    assert child.exitcode == 0

@@ -1,11 +1,13 @@
 """`gemsmith eval`: what a model is worth, in numbers."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from cyclopts import App
 
 from gemsmith.cli.console import UsageError, write, write_json
 from gemsmith.cli.flags import AsJson, PlaceFlags
+from gemsmith.cli.quantize import describe_quality
 
 app = App(name="eval", help="Measure a model.")
 
@@ -39,4 +41,47 @@ def bpb(
         else:
             size = f"{found.n_bytes:,} bytes, {found.n_tokens:,} tokens, {found.n_documents:,} texts"
             write(f"{found.bpb:.4f} bits per byte ({size})" + (f" {file}" if len(files) > 1 else ""))
+    return 0
+
+
+@app.command
+def divergence(
+    model: str,
+    file: Path,
+    /,
+    *,
+    original: str | None = None,
+    field: str = "text",
+    tokens: int = 100_000,
+    place: PlaceFlags = PlaceFlags(),  # noqa: B008 (frozen)
+    as_json: AsJson = False,
+) -> int:
+    """Show what a changed model, or a cache in fewer bits, loses: perplexity and divergence, with intervals.
+
+    Args:
+        model: The changed model; its keys and values are read from a cache of --cache.
+        file: JSON lines, plain or packed as .xz, .gz or .bz2.
+        original: The model to compare with; the same one, without a cache, when left out.
+        field: The field of each line that holds the text.
+        tokens: How many tokens to score at most.
+    """
+    if tokens < 1:
+        raise UsageError(f"--tokens must be above 0; got {tokens}. Leave it out.")
+    from gemsmith.evaluate.divergence import file_divergence
+
+    changed = place.load(model)
+    before = changed if original is None else place.load(original)
+    found = file_divergence(
+        before.network,
+        changed.network,
+        before.tokenizer,
+        file,
+        field=field,
+        n_tokens=tokens,
+        cache_dtype=changed.cache_dtype,
+    )
+    if as_json:
+        write_json({"model": model, "original": original or model, "cache": place.cache, **asdict(found)})
+    else:
+        write("\n".join(describe_quality(found)))
     return 0

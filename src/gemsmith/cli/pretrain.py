@@ -25,7 +25,7 @@ _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LengthFlags:
-    """How long to train, and how large a model.
+    """How long to train, how large a model, and from what.
 
     Attributes:
         minutes: How long to train; pauses of the process do not count.
@@ -33,12 +33,14 @@ class LengthFlags:
         tokens: How many tokens to train on, such as 100M; 20 for each of --params when no length is given.
         params: Parameters of the model, such as 12M; what the recipe leaves out of [model], [batch] and
             [optimizer] follows from them and the tokens.
+        start: A model to start from instead of fresh weights: the box, a folder, or a pulled name.
     """
 
     minutes: float | None = None
     steps: int | None = None
     tokens: str | None = None
     params: str | None = None
+    start: Annotated[str | None, Parameter(name="--from")] = None
 
     def check(self) -> None:
         """Refuse a call without a length, or with several.
@@ -190,6 +192,7 @@ def _train(recipe: Path, data: Path, out: Path, *, length: LengthFlags, compute:
             matrix_rate=_matrix_rate(out, compute, machine),
             machine=machine,
             watchers=partial(watchers, n_probes=watch.probes, bar=bar, closing=closing),
+            start=length.start,
         )
         closing.callback(_plot, out)
         return run(

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import Parameter
 
@@ -42,6 +42,7 @@ class TextFlags:
         text: Texts to measure the loss of quality on, others than those of --calibrate.
         text_tokens: How many of their tokens to score at most.
         field: The field of each line that holds the text.
+        cache: The small model is measured with keys and values kept in this; int8 shows what both cost together.
     """
 
     calibrate: Path | None = None
@@ -49,6 +50,7 @@ class TextFlags:
     text: Path | None = None
     text_tokens: int = 100_000
     field: str = "text"
+    cache: Literal["int8", "bfloat16", "float32"] | None = None
 
 
 def quantize(
@@ -59,6 +61,7 @@ def quantize(
     schemes: SchemeFlags = SchemeFlags(),
     texts: TextFlags = TextFlags(),
     report: bool = False,
+    plot: Path | None = None,
     as_json: AsJson = False,
 ) -> int:
     """Write a model in 4 or 8 bits, in the layout vLLM and transformers load. The new folder's path goes to stdout.
@@ -67,7 +70,10 @@ def quantize(
         model: The box ("pebble"), a folder, or a pulled name.
         out: The new folder.
         report: Show bits, size and error of every tensor, and with --text the change in perplexity and the divergence.
+        plot: With --report, draw it into this PNG too.
     """
+    if plot is not None and not report:
+        raise UsageError(f"--plot must come with --report; got {str(plot)!r} alone. Add --report.")
     if texts.text is not None and not report:
         raise UsageError(f"--text must come with --report; got {str(texts.text)!r} alone. Add --report.")
     for name in ("calibrate_tokens", "text_tokens"):
@@ -82,6 +88,10 @@ def quantize(
         calibration = Text(texts.calibrate, texts.field, texts.calibrate_tokens)
     losses = quantize_folder(model, out, wish, calibration=calibration, tell=_tell)
     found = _measure(model, out, texts) if texts.text is not None else None
+    if plot is not None:
+        from gemsmith.evaluate.loss_plot import plot_losses
+
+        plot_losses(losses, found, plot, title=f"{model} in few bits: {out}")
     if as_json:
         write_json({"model": model, "out": str(out), "tensors": _rows(losses), **_fields(found)})
     elif report:
@@ -101,7 +111,7 @@ def _measure(model: str, out: Path, texts: TextFlags) -> "Divergence":
     from gemsmith.infer.load import load
 
     assert texts.text is not None
-    original, changed = load(model), load(out)
+    original, changed = load(model), load(out, cache_dtype=texts.cache)
     return file_divergence(
         original.network,
         changed.network,
@@ -109,6 +119,7 @@ def _measure(model: str, out: Path, texts: TextFlags) -> "Divergence":
         texts.text,
         field=texts.field,
         n_tokens=texts.text_tokens,
+        cache_dtype=changed.cache_dtype,
     )
 
 
@@ -127,15 +138,17 @@ def describe(losses: list["TensorLoss"], found: "Divergence | None") -> list[str
     n_bytes, n_items = sum(x.n_bytes for x in losses), sum(x.n_items for x in losses)
     if losses:
         rows.append(("all", "", f"{8 * n_bytes / n_items:.2f}", f"{n_bytes:,}", ""))
-    lines = [table(rows)]
-    if found is not None:
-        before, after = found.perplexity
-        change, kl = found.change, found.kl
-        spread = f"{change.low:+.3%} to {change.high:+.3%}"
-        lines += [
-            f"perplexity: {before:.4f} -> {after:.4f}, {change.value:+.3%} (95%: {spread})",
-            f"divergence: {kl.value:.3e} nats per token (95%: {kl.low:.3e} to {kl.high:.3e})",
-            f"same most probable token: {found.same_choice:.2%}, over {found.n_tokens:,} tokens of "
-            f"{found.n_documents:,} texts",
-        ]
-    return lines
+    return [table(rows), *([] if found is None else describe_quality(found))]
+
+
+def describe_quality(found: "Divergence") -> list[str]:
+    """Return in words what a changed model loses."""
+    before, after = found.perplexity
+    change, kl = found.change, found.kl
+    spread = f"{change.low:+.3%} to {change.high:+.3%}"
+    return [
+        f"perplexity: {before:.4f} -> {after:.4f}, {change.value:+.3%} (95%: {spread})",
+        f"divergence: {kl.value:.3e} nats per token (95%: {kl.low:.3e} to {kl.high:.3e})",
+        f"same most probable token: {found.same_choice:.2%}, over {found.n_tokens:,} tokens of "
+        f"{found.n_documents:,} texts",
+    ]

@@ -41,7 +41,7 @@ def _probe(view: RunView, n_times: int) -> Probe:
     progress = view.budget.progress
     return Probe(
         lm,
-        Looking(slices, prompts_of(slices), n_times),
+        Looking(slices, prompts_of(slices), n_times, view.seen),
         write=view.journal.write,
         samples=samples,
         progress=progress,

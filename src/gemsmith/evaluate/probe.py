@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -29,11 +30,13 @@ class Looking:
         slices: Held-out texts by source.
         prompts: Beginnings the model writes on from.
         n_times: How many times in a run, in even steps of its progress, the end included.
+        seen: Function (state) -> the weights to look at; the run's masters by default.
     """
 
     slices: Mapping[str, Sequence[str]]
     prompts: Sequence[str]
     n_times: int
+    seen: Callable[[TrainState], Mapping[str, Tensor]] = attrgetter("weights")
 
 
 class Probe:
@@ -69,7 +72,7 @@ class Probe:
         if due <= self.n_done:
             return
         self.n_done = due
-        self._take(state.weights)
+        self._take(self.looking.seen(state))
         if self.looking.slices:
             self.write(self._measure(state))
         self._sample(state)

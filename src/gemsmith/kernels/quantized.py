@@ -13,6 +13,8 @@ from gemsmith.errors import ConfigError
 # Inputs of a row that share a scale where activations are rounded to 8 bits.
 ACTIVATION_GROUP = 32
 _LARGEST_ACTIVATION = 127
+# vLLM and transformers hold scales in the model's dtype, so they are rounded before the weights are.
+SCALE_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,30 @@ def quantize(
     Raises:
         ConfigError: The scheme does not fit the shape, or a weight is no finite number.
     """
+    values, scales, zeros = _nearest(weight, scheme, scale_dtype or weight.dtype)
+    dtype = torch.int8 if scheme.bits == 8 else torch.uint8
+    values = values.flatten(1).to(dtype)
+    stored = values if scheme.bits == 8 else pack_nibbles(values)
+    shape = (weight.shape[0], weight.shape[1])
+    return Quantized(scheme, shape, stored, scales, None if scheme.is_symmetric else zeros.to(dtype))
+
+
+def rounded(
+    weight: Float[Tensor, "d_out d_in"],
+    scheme: Scheme,
+    *,
+    scale_dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "d_out d_in"]:
+    """Return what `dequantize(quantize(weight, scheme, scale_dtype=scale_dtype), dtype)` does, and store nothing."""
+    values, scales, zeros = _nearest(weight, scheme, scale_dtype or weight.dtype)
+    return values.sub_(zeros[..., None]).mul_(scales.float()[..., None]).view(weight.shape).to(dtype)
+
+
+def _nearest(
+    weight: Float[Tensor, "d_out d_in"], scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[Float[Tensor, "d_out n_groups size"], Float[Tensor, "d_out n_groups"], Float[Tensor, "d_out n_groups"]]:
+    """Return the whole numbers nearest to a matrix by groups, in float32, their scales, and their zeros."""
     d_out, d_in = weight.shape
     grouped = weight.detach().float().view(d_out, scheme.n_groups(d_in), -1)
     if not bool(grouped.isfinite().all()):
@@ -114,17 +140,14 @@ def quantize(
     span = 2.0 * grouped.abs().amax(-1)
     if not scheme.is_symmetric:
         span = grouped.amax(-1).clamp(min=0) - grouped.amin(-1).clamp(max=0)
-    scales = _scales(span / (2**scheme.bits - 1), scale_dtype or weight.dtype)
+    scales = _scales(span / (2**scheme.bits - 1), scale_dtype)
     steps = scales.float()
     zeros = torch.full_like(steps, middle(scheme))
     if not scheme.is_symmetric:
         zeros = (scheme.lowest - grouped.amin(-1).clamp(max=0) / steps).round()
         zeros = zeros.clamp(scheme.lowest, scheme.lowest + 2**scheme.bits - 1)
-    values = (grouped / steps[..., None] + zeros[..., None]).round()
-    values = values.clamp_(scheme.lowest, scheme.lowest + 2**scheme.bits - 1).view(d_out, d_in)
-    dtype = torch.int8 if scheme.bits == 8 else torch.uint8
-    stored = values.to(dtype) if scheme.bits == 8 else pack_nibbles(values.to(dtype))
-    return Quantized(scheme, (d_out, d_in), stored, scales, None if scheme.is_symmetric else zeros.to(dtype))
+    values = (grouped / steps[..., None]).add_(zeros[..., None]).round_()
+    return values.clamp_(scheme.lowest, scheme.lowest + 2**scheme.bits - 1), scales, zeros
 
 
 def dequantize(q: Quantized, dtype: torch.dtype = torch.float32) -> Float[Tensor, "d_out d_in"]:
@@ -153,8 +176,14 @@ def round_activations(x: Float[Tensor, "*T d_in"]) -> Float[Tensor, "*T d_in"]:
     A row with a number that is not finite is NaN wherever it shares a scale.
     """
     values, scales = quantize_activations(x)
-    wide = values.unflatten(-1, (-1, ACTIVATION_GROUP)).float() * scales[..., None]
-    return wide.flatten(-2)[..., : x.shape[-1]]
+    return dequantize_activations(values, scales)[..., : x.shape[-1]]
+
+
+def dequantize_activations(
+    values: Int8[Tensor, "*T padded"], scales: Float[Tensor, "*T n_groups"]
+) -> Float[Tensor, "*T padded"]:
+    """Return the numbers that `quantize_activations` found, in float32."""
+    return (values.unflatten(-1, (-1, ACTIVATION_GROUP)).float() * scales[..., None]).flatten(-2)
 
 
 def quantize_activations(x: Float[Tensor, "*T d_in"]) -> tuple[Int8[Tensor, "*T padded"], Float[Tensor, "*T n_groups"]]:

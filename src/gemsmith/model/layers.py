@@ -29,6 +29,10 @@ class Embedding(nn.Module):
         """Bring the table into the form that is fastest to multiply; False where it is in it."""
         return False
 
+    def factors(self, hidden: Float[Tensor, "*T D"]) -> tuple[Float[Tensor, "*T D"], Float[Tensor, "V D"]]:
+        """Return the two matrices whose product the scores are, for losses that never hold all of them."""
+        return hidden, self.weight
+
     def scores(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Return hidden @ weight.T."""
         return ops.linear(hidden, self.weight)

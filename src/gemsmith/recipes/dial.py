@@ -44,11 +44,11 @@ class Dial:
 
 @dataclass(frozen=True)
 class Derived:
-    """A number of a recipe that followed from the dial, and why."""
+    """A value of a recipe that followed from the dial or was given beside it, and why."""
 
     section: str
     name: str
-    value: int | float
+    value: int | float | str
     source: str
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gemsmith.errors import TrainingError
 from gemsmith.recipes.dial import Dial
@@ -52,6 +53,7 @@ class RunView:
     Attributes:
         dtype: What the blocks compute in.
         held_out: Function (name of a source) -> texts never trained on.
+        seen: Function (state) -> weights as they would be given away, rounded where the network is.
     """
 
     out: Path
@@ -62,6 +64,7 @@ class RunView:
     budget: Budget
     journal: Journal
     held_out: Callable[[str], Iterator[str]]
+    seen: Callable[[TrainState], Mapping[str, Tensor]]
 
 
 def _nobody(view: RunView) -> Sequence[Watcher]:
@@ -79,6 +82,7 @@ class Options:
         machine: Facts for `run.json`.
         watchers: Function that returns who is called after every step.
         trace: File for what every step saw and found, bit for bit; proofs compare it.
+        start: Model to start from, instead of what the recipe says.
     """
 
     dial: Dial = field(default_factory=Dial)
@@ -87,3 +91,4 @@ class Options:
     machine: Mapping[str, object] = field(default_factory=dict)
     watchers: Callable[[RunView], Sequence[Watcher]] = _nobody
     trace: Path | None = None
+    start: str | None = None

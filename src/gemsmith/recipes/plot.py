@@ -11,6 +11,7 @@ from gemsmith.train.journal import Row, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 By = Literal["tokens", "time"]
 Of = Literal["nll", "bpb"]
@@ -101,6 +102,19 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _draw(panels: Mapping[Of, list[Curve]], scale: Scale, path: Path) -> Path:
+    figure, rows = blank(len(panels))
+    for axes, (kind, curves) in zip(rows, panels.items(), strict=True):
+        _fill(axes, kind, curves)
+    rows[-1].set_xlabel(scale.label)
+    return save(figure, path)
+
+
+def blank(n_panels: int) -> "tuple[Figure, list[Axes]]":
+    """Return an empty picture with panels one above the other over one horizontal axis.
+
+    Raises:
+        DataError: matplotlib is missing.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -108,12 +122,13 @@ def _draw(panels: Mapping[Of, list[Curve]], scale: Scale, path: Path) -> Path:
         raise DataError(
             f"curves must be drawn with matplotlib; got none ({error}). Install it: pip install 'gemsmith[train]'."
         ) from error
-    figure = Figure(figsize=(8.0, 3.6 * len(panels)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8.0, 3.6 * n_panels), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (kind, curves) in zip(rows, panels.items(), strict=True):
-        _fill(axes, kind, curves)
-    rows[-1].set_xlabel(scale.label)
+    return figure, list(figure.subplots(n_panels, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a picture as PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path

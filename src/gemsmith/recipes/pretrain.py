@@ -2,13 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from gemsmith.config import ModelConfig
 from gemsmith.data.dataset import Dataset
@@ -21,23 +19,22 @@ from gemsmith.errors import DataError, TrainingError
 from gemsmith.infer.allocator import tune_allocator
 from gemsmith.recipes.dial import Derived, Dial, derive, filled
 from gemsmith.recipes.export import export
+from gemsmith.recipes.gradients import Gradients, schemes_of
 from gemsmith.recipes.options import Compute, Options, RunView
 from gemsmith.recipes.recipe import Recipe, Table, read_table, to_recipe
 from gemsmith.recipes.run_folder import LOG_FILE, MODEL_FOLDER, begin, digest
+from gemsmith.recipes.start import Start, check_vocabulary, find_start, start_weights
 from gemsmith.train.checkpoint import Checkpointer, Every
 from gemsmith.train.checkpoint_files import known_identity, refuse_changes
 from gemsmith.train.cost import token_cost
 from gemsmith.train.initial import initial_weights
 from gemsmith.train.journal import Journal, Pace
-from gemsmith.train.loop import Accumulate, Budget, LossFn, StepReport, TrainState, accumulate, fit
-from gemsmith.train.loss import LossSpec
+from gemsmith.train.loop import Budget, StepReport, TrainState, fit
 from gemsmith.train.memory import StepLoad, check_memory
-from gemsmith.train.next_token import next_token_loss
 from gemsmith.train.optimizer import build_optimizers
 from gemsmith.train.run_lock import lock_run
 from gemsmith.train.stop import StopOnSignal
 from gemsmith.train.trace import NextBatches, Trace
-from gemsmith.train.workers import Workers
 
 _MINUTES_FILE = "minutes"
 _READ_EVERY = 10  # steps
@@ -72,24 +69,35 @@ def run(
     """
     tune_allocator(for_training=True)
     budget = _budget(minutes, steps, options.dial)
-    recipe, table, derived = completed(recipe_path, data_dir, options.dial)
-    check_memory(recipe.model.config(recipe.vocabulary.size), recipe.optimizer, load=step_load(recipe, compute))
+    recipe, table, derived = completed(recipe_path, data_dir, options.dial, start=options.start)
+    config = recipe.model.config(recipe.vocabulary.size)
+    schemes_of(recipe.quantization, config)
+    start = None if recipe.start is None else find_start(recipe.start, config)
+    check_memory(config, recipe.optimizer, load=step_load(recipe, compute))
     with lock_run(out):
         if known := known_identity(out):  # said before the folder's vocabulary and shards are made anew
-            model = _model_hash(recipe.model.config(recipe.vocabulary.size))
-            refuse_changes({"model": known.get("model", "")}, {"model": model}, place=out)
-        facts = {**options.machine, "compute": asdict(compute) | {"dtype": str(compute.dtype)}}
-        facts["matrix_rate"] = options.matrix_rate
+            now = {"model": _model_hash(config)} | ({} if start is None else {"start": start.sha256})
+            refuse_changes({name: known[name] for name in ("model", "start") if name in known}, now, place=out)
+        facts = _facts(recipe, start, compute, options)
         begin(out, recipe_path, recipe=recipe, table=table, derived=derived, facts=facts)
-        dataset = _dataset(recipe, data_dir, out)
-        state = _train(recipe, dataset, out, budget=budget, compute=compute, options=options)
+        dataset = _dataset(recipe, data_dir, out, start)
+        way = _Way(budget, compute, options, start)
+        state = _train(recipe, dataset, out, way)
         return export(recipe, state, dataset.tokenizer, out / MODEL_FOLDER)
 
 
-def completed(recipe_path: Path, data_dir: Path, dial: Dial) -> tuple[Recipe, Table, list[Derived]]:
-    """Return a recipe with what it leaves open, the same as a table, and the numbers that were derived."""
+def completed(
+    recipe_path: Path, data_dir: Path, dial: Dial, *, start: str | None = None
+) -> tuple[Recipe, Table, list[Derived]]:
+    """Return a recipe with what it leaves open, the same as a table, and the values that were derived.
+
+    Args:
+        start: Model to start from, instead of what the recipe says.
+    """
     table = _with_vocabulary(read_table(recipe_path), data_dir)
     derived = derive(table, dial)
+    if start is not None:
+        derived.append(Derived("start", "model", start, "--from"))
     table = filled(table, derived)
     return to_recipe(table), table, derived
 
@@ -106,12 +114,13 @@ def step_load(recipe: Recipe, compute: Compute) -> StepLoad:
         compute.dtype,
         is_recomputed=compute.is_recomputed,
         n_processes=compute.n_processes,
+        is_rounded=recipe.quantization is not None,
     )
 
 
-def new_state(recipe: Recipe, config: ModelConfig) -> TrainState:
+def new_state(recipe: Recipe, config: ModelConfig, start: Start | None = None) -> TrainState:
     """Return a run before its first step."""
-    weights = initial_weights(config, seed=recipe.batch.seed)
+    weights = initial_weights(config, seed=recipe.batch.seed) if start is None else start_weights(start)
     return TrainState(weights, build_optimizers(weights, recipe.optimizer))
 
 
@@ -138,37 +147,48 @@ def micro_batches(batches: Sequence[Batch], compute: Compute) -> Sequence[Batch]
     return parts
 
 
-def _train(
-    recipe: Recipe, dataset: Dataset, out: Path, *, budget: Budget, compute: Compute, options: Options
-) -> TrainState:
+@dataclass(frozen=True)
+class _Way:
+    """How a recipe is followed."""
+
+    budget: Budget
+    compute: Compute
+    options: Options
+    start: Start | None
+
+
+def _train(recipe: Recipe, dataset: Dataset, out: Path, way: _Way) -> TrainState:
     """Train until the budget is spent, from the last checkpoint on."""
+    budget, compute, options = way.budget, way.compute, way.options
     config = recipe.model.config(recipe.vocabulary.size)
-    state = new_state(recipe, config)
+    state = new_state(recipe, config, way.start)
+    gradients = Gradients(recipe, config, compute)
     every = Every(steps=options.save_every_steps)
-    checkpointer = Checkpointer(out, identity=_identity(recipe, config, dataset), every=every)
+    checkpointer = Checkpointer(out, identity=_identity(recipe, config, dataset, way.start), every=every)
     checkpointer.resume(state)
     cost = token_cost(config, row=recipe.batch.row).total
     journal = Journal(out / LOG_FILE, Pace(cost, options.matrix_rate, budget.progress))
     journal.resume(state.step)
-    view = RunView(out, recipe, dataset.tokenizer, compute.dtype, state, budget, journal, dataset.held_out)
+    seen = partial(gradients.seen, budget=budget)
+    view = RunView(out, recipe, dataset.tokenizer, compute.dtype, state, budget, journal, dataset.held_out, seen)
     with ExitStack() as stack:
         mixture = dataset.mixture(recipe.sources, seed=recipe.batch.seed)
         loader = stack.enter_context(Loader(mixture, n_workers=compute.n_data_workers))
         stack.enter_context(checkpointer)
         stop = stack.enter_context(StopOnSignal(checkpointer))
-        build_loss = _loss_builder(recipe, config, compute)
         batches: NextBatches = partial(_next_micro_batches, loader, recipe, compute)
-        others = [*options.watchers(view), partial(_read_minutes, path=out / _MINUTES_FILE, budget=budget)]
+        reader = partial(_read_minutes, path=out / _MINUTES_FILE, budget=budget)
+        others = [*options.watchers(view), reader, gradients.watcher(budget)]
         if options.trace is not None:
             trace = Trace(options.trace)
             batches, others = trace.over(batches), [trace, *others]
         fit(
             state,
             batches,
-            build_loss(),
+            gradients.loss(),
             spec=recipe.optimizer,
             budget=budget,
-            accumulate=_accumulate(state, build_loss, compute.n_processes),
+            accumulate=gradients.accumulate(state, budget),
             watchers=[journal, *others, checkpointer, stop],
         )
         checkpointer.save(state)
@@ -179,19 +199,6 @@ def _next_micro_batches(
     loader: Loader, recipe: Recipe, compute: Compute, state: TrainState, progress: float
 ) -> Sequence[Batch]:
     return micro_batches(next_batches(loader, recipe, state, progress), compute)
-
-
-def _loss_builder(recipe: Recipe, config: ModelConfig, compute: Compute) -> Callable[[], LossFn]:
-    spec = LossSpec(config.final_softcap, recipe.optimizer.z_weight)
-    flags = {name: getattr(compute, name) for name in ("dtype", "is_compiled", "is_recomputed")}
-    return partial(next_token_loss, config, spec, **flags)
-
-
-def _accumulate(state: TrainState, build_loss: Callable[[], LossFn], n_processes: int) -> Accumulate:
-    if n_processes == 1:
-        return accumulate
-    torch.set_num_threads(1)
-    return Workers(state.weights, build_loss, n_processes=n_processes).accumulate
 
 
 def _budget(minutes: float | None, steps: int | None, dial: Dial) -> Budget:
@@ -213,29 +220,44 @@ def _with_vocabulary(table: Table, data_dir: Path) -> Table:
     return {**table, "vocabulary": {"size": read_index(data_dir / SHARDS).n_pieces}}
 
 
-def _dataset(recipe: Recipe, data_dir: Path, out: Path) -> Dataset:
-    """Return the shards to train on.
+def _dataset(recipe: Recipe, data_dir: Path, out: Path, start: Start | None) -> Dataset:
+    """Return the shards to train on; a run that starts from a model has its vocabulary.
 
     Raises:
-        DataError: Their vocabulary has not the size the recipe says.
+        DataError: Their vocabulary has not the size the recipe says, or is not the model's.
     """
     spec = recipe.vocabulary
-    vocabulary = Learning(spec.size, spec.sample_megabytes) if spec.path is None else data_dir / spec.path
+    vocabulary = Learning(spec.size, spec.sample_megabytes) if start is None else start.folder
+    vocabulary = vocabulary if spec.path is None else data_dir / spec.path
     dataset = prepare(recipe.sources, vocabulary, data_dir=data_dir, out=out)
     if dataset.index.n_pieces != spec.size:
         raise DataError(
             f"size of the vocabulary must be that of the dataset's, {dataset.index.n_pieces}; got {spec.size} in the "
             "recipe. Correct [vocabulary], or build the dataset again."
         )
+    if start is not None:
+        check_vocabulary(start, dataset)
     return dataset
+
+
+def _facts(recipe: Recipe, start: Start | None, compute: Compute, options: Options) -> dict[str, object]:
+    """Return what `run.json` says about the machine, how it computes, what from and what for."""
+    facts: dict[str, object] = {**options.machine, "compute": asdict(compute) | {"dtype": str(compute.dtype)}}
+    facts["matrix_rate"] = options.matrix_rate
+    if start is not None:
+        facts["start"] = {"folder": str(start.folder), "sha256": start.sha256}
+    if recipe.quantization is not None:
+        facts["quantization"] = asdict(recipe.quantization)
+    return facts
 
 
 def _model_hash(config: ModelConfig) -> str:
     return hashlib.sha256(repr(config).encode()).hexdigest()
 
 
-def _identity(recipe: Recipe, config: ModelConfig, dataset: Dataset) -> dict[str, str]:
+def _identity(recipe: Recipe, config: ModelConfig, dataset: Dataset, start: Start | None) -> dict[str, str]:
     return {
+        **({} if start is None else {"start": start.sha256}),
         "model": _model_hash(config),
         "vocabulary": dataset.index.vocabulary.sha256,
         "data": dataset.fingerprint,

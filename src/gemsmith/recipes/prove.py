@@ -26,13 +26,14 @@ from gemsmith.errors import TrainingError
 from gemsmith.recipes.dial import Dial
 from gemsmith.recipes.options import Compute, Options, RunView, Watcher
 from gemsmith.recipes.pretrain import completed, run
-from gemsmith.recipes.recipe import SECTIONS, BatchSpec, Recipe
+from gemsmith.recipes.recipe import OPTIONAL, SECTIONS, BatchSpec, Recipe
 from gemsmith.recipes.run_folder import RECIPE_FILE, render
 from gemsmith.train.checkpoint_files import checkpoints, read_checkpoint
 from gemsmith.train.difference import first_difference
 from gemsmith.train.kill_points import Kill, kill_points
 from gemsmith.train.loop import StepReport, TrainState
 from gemsmith.train.trace import TRACE_FILE, read_trace
+from gemsmith.weights.catalog import find_model
 
 N_KILLS = 20
 _STEPS, _SAVE_EVERY = 10, 2
@@ -129,6 +130,8 @@ class _Proof:
         spec = recipe.vocabulary
         if spec.path is not None:
             tokenizer = given_vocabulary(data_dir / spec.path, size=spec.size)
+        elif recipe.start is not None:
+            tokenizer = given_vocabulary(find_model(recipe.start.model), size=spec.size)
         else:
             learning, folder = Learning(spec.size, spec.sample_megabytes), self.place / VOCABULARY
             tokenizer = learned_vocabulary(recipe.sources, data_dir, folder=folder, learning=learning)
@@ -201,7 +204,8 @@ def _table(recipe: Recipe) -> dict[str, Any]:
         values = asdict(section).items()  # pyright: ignore[reportArgumentType]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values if v is not None and v != math.inf}
 
-    table: dict[str, Any] = {name: plain(getattr(recipe, name)) for name in SECTIONS}
+    sections = {name: getattr(recipe, name) for name in (*SECTIONS, *OPTIONAL)}
+    table: dict[str, Any] = {name: plain(section) for name, section in sections.items() if section is not None}
     return {**table, "sources": [plain(source) for source in recipe.sources]}
 
 

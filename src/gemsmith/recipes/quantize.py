@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gemsmith.errors import DataError
-from gemsmith.kernels.quantized import Quantized, Scheme, dequantize, quantize
+from gemsmith.kernels.quantized import SCALE_DTYPE, Quantized, Scheme, dequantize, quantize
 from gemsmith.model.attention import Pass
 from gemsmith.model.layout import Layout
 from gemsmith.model.linear import Linear
@@ -31,8 +31,6 @@ STAGES = (
 )
 CONTEXT = 512
 _TOKENS_PER_PASS = 2048
-# vLLM and transformers hold scales in the model's dtype, so they are rounded before the weights are.
-SCALE_DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)

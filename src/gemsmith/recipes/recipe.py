@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from gemsmith.config import LayerSpec, ModelConfig
 from gemsmith.data.sources import Source
-from gemsmith.errors import DataError
+from gemsmith.errors import DataError, TrainingError
 from gemsmith.train.optimizer import OptimizerSpec
 
 T = TypeVar("T")
@@ -77,14 +77,42 @@ class BatchSpec:
 
 
 @dataclass(frozen=True)
+class StartSpec:
+    """The model whose weights a run starts from, instead of fresh ones: the box, a folder, or a pulled name."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class QuantizationSpec:
+    """What few bits a network is trained for; names of schemes are those of `gemsmith quantize`.
+
+    Attributes:
+        scheme: Of the linears.
+        embedding: Of the embedding, which is the head too.
+        start: Share of the run after which everything is rounded where it is used.
+    """
+
+    scheme: str = "int4"
+    embedding: str = "int8"
+    start: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise TrainingError(f"start must lie from 0 to below 1; got {self.start!r} in [quantization]. Try 0.8.")
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A whole recipe file."""
+    """A whole recipe file; the sections that may be left out are None then."""
 
     model: Shape
     vocabulary: VocabularySpec
     optimizer: OptimizerSpec
     batch: BatchSpec
     sources: tuple[Source, ...]
+    start: StartSpec | None = None
+    quantization: QuantizationSpec | None = None
 
 
 SECTIONS: dict[str, type] = {
@@ -93,6 +121,7 @@ SECTIONS: dict[str, type] = {
     "optimizer": OptimizerSpec,
     "batch": BatchSpec,
 }
+OPTIONAL: dict[str, type] = {"start": StartSpec, "quantization": QuantizationSpec}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -108,17 +137,35 @@ def read_recipe(path: Path) -> Recipe:
 def read_table(path: Path) -> Table:
     """Read a recipe file that may lack keys, and check those it has.
 
+    A file that names another as its `base` is that one with the keys of its own sections changed.
+
     Raises:
-        DataError: The file is missing or no TOML, or a key is unknown (the nearest is offered).
+        DataError: A file is missing or no TOML, or a key is unknown (the nearest is offered).
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"recipe must be a TOML file; got {str(path)!r} ({error}). Check path and syntax.") from error
+    table = read_toml(path)
+    if "base" in table:
+        base = read_toml(path.parent / str(table.pop("base")))
+        if "base" in base:
+            raise DataError(f"base of a recipe must have none itself; got one in {str(path)!r}. Name the first one.")
+        sources = table.pop("sources", base.pop("sources", []))
+        table = {name: {**base.get(name, {}), **table.get(name, {})} for name in {**base, **table}}
+        table["sources"] = sources
     check_keys(table, [field.name for field in fields(Recipe)], "the recipe")
-    for name, kind in SECTIONS.items():
+    for name, kind in (SECTIONS | OPTIONAL).items():
         check_keys(table.get(name, {}), [field.name for field in fields(kind)], f"[{name}]")
     return table
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a recipe file as it stands.
+
+    Raises:
+        DataError: The file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"recipe must be a TOML file; got {str(path)!r} ({error}). Check path and syntax.") from error
 
 
 def to_recipe(table: Table) -> Recipe:
@@ -128,13 +175,14 @@ def to_recipe(table: Table) -> Recipe:
         DataError: A key is missing or unknown, or a value has the wrong type.
     """
     names = [field.name for field in fields(Recipe)]
-    check_keys(table, names, "the recipe", names)
+    check_keys(table, names, "the recipe", [name for name in names if name not in OPTIONAL])
     recipe = Recipe(
         read_section(table, "model", Shape),
         read_section(table, "vocabulary", VocabularySpec),
         read_section(table, "optimizer", OptimizerSpec),
         read_section(table, "batch", BatchSpec),
         read_sources(table),
+        **{name: read_section(table, name, kind) for name, kind in OPTIONAL.items() if name in table},
     )
     _check_rows(recipe)
     return recipe

@@ -16,7 +16,7 @@ import torch
 from gemsmith.errors import CheckpointError
 from gemsmith.kernels.native import isa
 from gemsmith.recipes.dial import Derived
-from gemsmith.recipes.recipe import SECTIONS, Recipe, Table
+from gemsmith.recipes.recipe import OPTIONAL, SECTIONS, Recipe, Table, read_toml
 
 RECIPE_FILE, FACTS_FILE, LOG_FILE, MODEL_FOLDER = "recipe.toml", "run.json", "log.jsonl", "model"
 
@@ -39,7 +39,8 @@ def begin(
             f"recipe must be what the run folder was begun with, {known['recipe_sha256'][:12]!r}; got "
             f"{digest(recipe)[:12]!r} for {str(out)!r}. Choose another folder, or put the old recipe back."
         )
-    text = render(table, derived) if derived else recipe_path.read_text(encoding="utf-8")
+    is_whole = not derived and read_toml(recipe_path) == table
+    text = recipe_path.read_text(encoding="utf-8") if is_whole else render(table, derived)
     (out / RECIPE_FILE).write_text(text, encoding="utf-8")
     sessions = [*known.get("sessions", []), {**_session(), **facts}]
     written = {
@@ -61,14 +62,15 @@ def read_facts(out: Path) -> dict[str, Any]:
 
 def digest(recipe: Recipe) -> str:
     """Return the SHA-256 of everything a recipe says."""
-    return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode()).hexdigest()
+    said = {name: section for name, section in asdict(recipe).items() if section is not None}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def render(table: Table, derived: Sequence[Derived]) -> str:
     """Return a recipe's table as TOML, derived numbers with their sources."""
     sources = {(number.section, number.name): number.source for number in derived}
     lines = []
-    for section in SECTIONS:
+    for section in (*SECTIONS, *(name for name in OPTIONAL if name in table)):
         lines.append(f"[{section}]")
         for name, value in table[section].items():
             reason = sources.get((section, name))

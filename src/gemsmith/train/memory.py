@@ -34,6 +34,7 @@ class StepLoad:
         dtype: Of the blocks' arithmetic.
         is_recomputed: Blocks keep their input only, and are computed again in the backward pass.
         is_saved: Checkpoints are written from a copy of weights and optimizer.
+        is_rounded: Weights are rounded to few bits where they are used.
     """
 
     n_rows: int
@@ -43,6 +44,7 @@ class StepLoad:
     is_recomputed: bool = False
     n_processes: int = 1
     is_saved: bool = True
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _add_up(config: ModelConfig, spec: OptimizerSpec, *, load: StepLoad, of_row:
     n_tables = 1 if load.n_micro_batches == 1 else 2
     kept = of_row.inputs + of_row.largest if load.is_recomputed else of_row.kept
     tokens = -(-load.n_rows // load.n_processes) * load.row
+    # The rounded table, its gradient, and what they are made from.
+    rounding = 4 * table * _FLOAT * load.n_processes if load.is_rounded else 0
     parts = TrainingBytes(
         weights=weights,
         gradients=(config.n_params + n_tables * table) * _FLOAT,
@@ -151,7 +155,7 @@ def _add_up(config: ModelConfig, spec: OptimizerSpec, *, load: StepLoad, of_row:
         activations=load.n_rows * (kept + of_row.passing),
         loss=load.n_processes * scratch_bytes(tokens, config.vocab_size, width=config.d_model, dtype=load.dtype),
         # A further process has gradients of its own and hands them over in shared memory.
-        others=others * (2 * weights + _RUNTIME) + (weights + moments * _FLOAT if load.is_saved else 0),
+        others=others * (2 * weights + _RUNTIME) + (weights + moments * _FLOAT if load.is_saved else 0) + rounding,
     )
     return replace(parts, others=parts.others + _LIBRARIES + int(_GAPS * parts.total))
 

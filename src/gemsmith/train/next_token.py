@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from gemsmith.config import ModelConfig
 from gemsmith.data.mixture import Batch
+from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.layout import Layout
+from gemsmith.model.rounded import round_in_training
 from gemsmith.model.transformer import Transformer
 from gemsmith.train.loop import LossFn
 from gemsmith.train.loss import LossSpec, chunked_loss
@@ -23,6 +25,7 @@ def next_token_loss(
     dtype: torch.dtype = torch.float32,
     is_compiled: bool = False,
     is_recomputed: bool = False,
+    schemes: Mapping[str, Scheme] | None = None,
 ) -> LossFn:
     """Return the function (weights, batch) -> summed loss of a network of this configuration.
 
@@ -30,17 +33,19 @@ def next_token_loss(
         dtype: What the arithmetic of the blocks runs in; weights stay float32 masters.
         is_compiled: Fuse with torch.compile; needs a C++ compiler, and a minute at the first call.
         is_recomputed: Compute the blocks twice instead of keeping what their backward pass needs.
+        schemes: Modules to round, with their inputs, where they are used: the network learns to live in few bits.
     """
-    network = Transformer(config, device="meta")
+    network = round_in_training(Transformer(config, device="meta"), schemes or {})
     network.is_recomputed = is_recomputed
     forward = partial(_hidden, network, dtype=dtype)
     hidden: Callable[..., Tensor] = torch.compile(forward, dynamic=False) if is_compiled else forward
 
     def summed_loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         adopt(network, weights)
+        states, head = network.embed_tokens.factors(hidden(batch.token_ids, batch.documents, batch.positions))
         return chunked_loss(
-            hidden(batch.token_ids, batch.documents, batch.positions),
-            weights["embed_tokens.weight"],
+            states,
+            head,
             batch.targets.flatten(),
             loss_mask=batch.loss_mask.flatten(),
             spec=spec,

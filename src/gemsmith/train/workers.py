@@ -69,6 +69,12 @@ class Workers:
                 weight.grad = gradients[name].clone() if weight.grad is None else weight.grad.add_(gradients[name])
         return total
 
+    def close(self) -> None:
+        """Let the other processes end."""
+        for pipe in self.pipes:
+            pipe.close()
+        self.pipes, self.gradients = [], []
+
 
 def _split(batch: Batch, n_parts: int) -> list[Batch]:
     n_rows = batch.token_ids.shape[0]
