@@ -8,18 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from gemsmith.config import LayerSpec, ModelConfig
+from gemsmith.data.mixture import Batch
 from gemsmith.errors import CheckpointError, ConfigError, DataError, ModelNotFoundError, TrainingError
 from gemsmith.kernels.quantized import SCALE_DTYPE, Scheme, rounded
 from gemsmith.model import ops
 from gemsmith.model.rounded import round_in_training
 from gemsmith.model.transformer import Transformer
-from gemsmith.recipes.gradients import schemes_of
+from gemsmith.recipes.gradients import Gradients, schemes_of
 from gemsmith.recipes.options import Compute, Options, RunView, Watcher
 from gemsmith.recipes.pretrain import run
-from gemsmith.recipes.recipe import read_recipe
+from gemsmith.recipes.recipe import QuantizationSpec, read_recipe
 from gemsmith.recipes.run_folder import digest
 from gemsmith.tokenizer import Tokenizer
-from gemsmith.train.loop import TrainState
+from gemsmith.train.initial import initial_weights
+from gemsmith.train.loop import Budget, TrainState, fit
+from gemsmith.train.loss import LossSpec
+from gemsmith.train.next_token import next_token_loss
+from gemsmith.train.optimizer import build_optimizers
 from gemsmith.weights.folder import load_network, read_schemes, save_folder
 from gemsmith.weights.manifest import read_manifest
 from small_recipe import RECIPE, write_small_recipe
@@ -37,6 +43,50 @@ def place(tmp_path: Path) -> Path:
 
 def train(place: Path, out: str, steps: int, *, compute: Compute = PLAIN, options: Options = Options()) -> Path:  # noqa: B008
     return run(place / "recipe.toml", data_dir=place, out=place / out, steps=steps, compute=compute, options=options)
+
+
+def language(seed: int, n_rows: int) -> Batch:
+    """Return rows in which two tokens decide on the next, but for one in ten."""
+    after = torch.randint(1, 64, (64, 64), generator=torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.zeros(n_rows, 33, dtype=torch.long)
+    ids[:, :2] = torch.randint(1, 9, (n_rows, 2), generator=generator)
+    is_free = torch.rand(n_rows, 33, generator=generator) < 0.1
+    free = torch.randint(1, 9, (n_rows, 33), generator=generator)
+    for i in range(2, 33):
+        ids[:, i] = torch.where(is_free[:, i], free[:, i], after[ids[:, i - 1], ids[:, i - 2]] % 8 + 1)
+    row = torch.arange(32).expand(n_rows, 32)
+    return Batch(ids[:, :-1], ids[:, 1:], torch.ones(n_rows, 32, dtype=torch.bool), row * 0, row)
+
+
+def test_training_for_four_bits_beats_rounding_to_them(place: Path) -> None:
+    layer = LayerSpec("local", 2, 1, 16, 64, attn_scale=0.25, window=8, attn_softcap=3.0)
+    config = ModelConfig("gemma2", 64, 32, 32, (layer, layer), final_softcap=5.0)
+    recipe = replace(read_recipe(place / "recipe.toml"), quantization=QuantizationSpec("int4", "int4", 0.6))
+    schemes = schemes_of(recipe.quantization, config)
+    spec = LossSpec(config.final_softcap)
+    optimizer = replace(recipe.optimizer, decay_share=0.4)
+    held_out = [language(10**6 + number, 64) for number in range(2)]
+
+    def nll(weights: dict[str, torch.Tensor], *, is_rounded: bool) -> float:
+        loss = next_token_loss(config, spec, schemes=schemes if is_rounded else None)
+        with torch.no_grad():
+            return sum(float(loss(weights, batch)) / batch.targets.numel() for batch in held_out) / len(held_out)
+
+    def trained(wish: QuantizationSpec | None) -> dict[str, torch.Tensor]:
+        weights = initial_weights(config, seed=0)
+        state, budget = TrainState(weights, build_optimizers(weights, optimizer)), Budget(steps=200)
+        gradients = Gradients(replace(recipe, quantization=wish), config, PLAIN)
+        adder = gradients.accumulate(state, budget)
+        batches = lambda state, _: [language(state.step, 8)]  # noqa: E731
+        fit(state, batches, gradients.loss(), spec=optimizer, budget=budget, accumulate=adder)
+        return weights
+
+    dense = trained(None)
+    floor = nll(dense, is_rounded=False)
+    by_rounding, by_training = nll(dense, is_rounded=True) - floor, nll(trained(recipe.quantization), is_rounded=True)
+    assert by_rounding > 2e-3
+    assert by_training - floor < 0.6 * by_rounding
 
 
 def test_what_is_exported_is_what_was_trained(place: Path) -> None:
