@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from gemsmith.infer.device import choose_device, choose_dtype
 from gemsmith.infer.lm import GEMMA_SAMPLING, LM
 from gemsmith.infer.load import load, stored_dtype, suggested_sampling
 from gemsmith.infer.sample import Sampling
+from gemsmith.model.quantized import Matrix
 from gemsmith.weights.folder import save_folder
 
 CPU = torch.device("cpu")
@@ -161,3 +163,18 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_cache_dtype_is_kept(folder: Path) -> None:
     assert load(folder, device="cpu").cache_dtype is None
     assert load(folder, device="cpu", cache_dtype="int8").cache_dtype == torch.int8
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_are_rounded_while_loading(bits: Literal[4, 8]) -> None:
+    rounded, whole = load("pebble", bits=bits), load("pebble")
+    schemes = {module.scheme.bits for module in rounded.network.modules() if isinstance(module, Matrix)}
+    assert schemes == {bits}
+    text = "Once upon a time there was a little girl who had a red ball."
+    assert abs(rounded.score(text).nll - whole.score(text).nll) < (0.02 if bits == 8 else 0.2)
+
+
+def test_bits_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+    saved = load("pebble", bits=8).save(tmp_path / "rounded")
+    with pytest.raises(ConfigError, match="stored in few bits; got 4"):
+        load(saved, bits=4)

@@ -27,12 +27,14 @@ class PlaceFlags:
         device: Where to compute; the best this machine has when left out.
         dtype: What to compute in; what the weights are stored in, where the device can, when left out.
         cache: What keys and values are kept in; int8 takes half the memory of bfloat16.
+        bits: Round the weights to so many bits while loading; `gemsmith quantize` does it once, with less loss.
         allow_config_key: Pass over an unknown key of the model's configuration; may be repeated.
     """
 
     device: Literal["cpu", "cuda", "mps"] | None = None
     dtype: Literal["bfloat16", "float32"] | None = None
     cache: Literal["int8", "bfloat16", "float32"] | None = None
+    bits: Literal[4, 8] | None = None
     allow_config_key: tuple[str, ...] = ()
 
     def load(self, model: str) -> "LM":
@@ -45,6 +47,7 @@ class PlaceFlags:
             dtype=self.dtype,
             allow_config_keys=self.allow_config_key,
             cache_dtype=self.cache,
+            bits=self.bits,
         )
 
 
