@@ -90,8 +90,10 @@ PARTS = {
     "balance",
     "budget",
     "gptq",
+    "gradients",
     "quantize",
     "schemes",
+    "start",
 }
 # The proof of a recipe runs that recipe.
 PROVED = {"prove": {"gemsmith.recipes.pretrain"}}
