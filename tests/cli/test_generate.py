@@ -114,6 +114,33 @@ def test_a_wrong_call_exits_2_and_names_the_value(argv: list[str], value: str, r
     assert "Traceback" not in err
 
 
+def test_a_prompt_is_read_once(run: Run, tmp_path: Path) -> None:
+    path, greedy = tmp_path / "prompt.cache", ("-n", "6", "--temperature", "0", "--json")
+    plain = json.loads(run("The fox ran home and slept", *greedy)[1])
+    _, out, err = run("The fox ran home and slept", "--prompt-cache", str(path), *greedy)
+    first, before = json.loads(out), path.read_bytes()
+    assert f"{plain['n_prompt_tokens']} tokens kept in {path}" in err
+    _, out, err = run("The fox ran home while rain fell", "--prompt-cache", str(path), *greedy)
+    longer = json.loads(out)
+    assert plain["n_cached_tokens"] == 0
+    assert first["n_cached_tokens"] == plain["n_prompt_tokens"] - 1
+    assert 0 < longer["n_cached_tokens"] < first["n_cached_tokens"]
+    assert first["text"] == plain["text"]
+    assert longer["text"] == json.loads(run("The fox ran home while rain fell", *greedy)[1])["text"]
+    assert path.read_bytes() == before
+
+
+def test_a_prompt_cache_of_another_model_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompt.cache"
+    assert main(["generate", "The fox", "-n", "1", "--prompt-cache", str(path)]) == 0
+    capsys.readouterr()
+    status, out, err = run("The fox", "-n", "1", "--prompt-cache", str(path))
+    assert (status, out) == (1, "")
+    assert "prompt cache must be of this model" in err
+
+
 def test_an_unknown_model_is_a_failure_that_offers_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "hi", "--model", "google/gema-2-2b-it"]) == 1
     said = capsys.readouterr()

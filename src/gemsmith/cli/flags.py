@@ -1,6 +1,7 @@
 """Options several verbs share, gathered into the dataclasses they become."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -49,6 +50,21 @@ class PlaceFlags:
             cache_dtype=self.cache,
             bits=self.bits,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SourceFlags:
+    """Where a text comes from, and where it is kept once it was read.
+
+    Attributes:
+        file: Read the text from a file.
+        prompt_cache: A file that keeps the text as the model has read it. It is made where there is none;
+            one that is there saves reading what this text shares with the beginning of its own.
+    """
+
+    file: Annotated[Path | None, Parameter(alias="-f")] = None
+    prompt_cache: Path | None = None
 
 
 @Parameter(name="*")

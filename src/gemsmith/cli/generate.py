@@ -3,12 +3,10 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from gemsmith.cli.console import say, write, write_json, write_piece
-from gemsmith.cli.flags import AsJson, EndFlags, ModelName, PlaceFlags, SamplingFlags
+from gemsmith.cli.flags import AsJson, EndFlags, ModelName, PlaceFlags, SamplingFlags, SourceFlags
 from gemsmith.cli.machine import peak_rss_bytes, seconds_since_start
 from gemsmith.cli.main import INTERRUPTED
 from gemsmith.cli.source import read_prompt
@@ -16,13 +14,16 @@ from gemsmith.cli.speech import speak, summary
 
 if TYPE_CHECKING:
     from gemsmith.infer.completion import Completion
+    from gemsmith.infer.lm import LM
+    from gemsmith.infer.prompt_cache import PromptCache
+    from gemsmith.infer.settings import Options
 
 
 def generate(
     text: str | None = None,
     /,
     *,
-    file: Annotated[Path | None, Parameter(alias="-f")] = None,
+    source: SourceFlags = SourceFlags(),  # noqa: B008 (frozen)
     model: ModelName = "pebble",
     place: PlaceFlags = PlaceFlags(),  # noqa: B008 (frozen)
     end: EndFlags = EndFlags(),  # noqa: B008 (frozen)
@@ -33,19 +34,24 @@ def generate(
 
     Args:
         text: What to write on from; "-" or nothing reads stdin.
-        file: Read the text from a file.
     """
-    prompt = read_prompt(text, file)
+    prompt = read_prompt(text, source.file)
     started = time.perf_counter()
     lm = place.load(model)
     load_s = time.perf_counter() - started
     started_s = seconds_since_start()
     if not as_json and sys.stdout.isatty() and sys.stderr.isatty():
         say(prompt, end="")
+    options: Options = {
+        "max_new_tokens": end.max_new_tokens,
+        "stop": end.stop,
+        "sampling": sampling.over(lm.sampling),
+        "prompt_cache": None if source.prompt_cache is None else kept_prompt(lm, prompt, source.prompt_cache),
+    }
     completion = speak(
         lm,
         prompt,
-        {"max_new_tokens": end.max_new_tokens, "stop": end.stop, "sampling": sampling.over(lm.sampling)},
+        options,
         show=(lambda piece: None) if as_json else write_piece,
     )
     if as_json:
@@ -54,6 +60,15 @@ def generate(
         write("")
         say(summary(completion))
     return INTERRUPTED if completion.finish_reason == "cancelled" else 0
+
+
+def kept_prompt(lm: "LM", prompt: str, path: Path) -> "PromptCache":
+    """Return the prompt a file keeps; where there is no file, read this one and make it."""
+    if path.exists():
+        return lm.load_prompt(path)
+    known = lm.read_prompt(prompt)
+    say(f"gemsmith: {len(known.token_ids)} tokens kept in {lm.save_prompt(known, path)}")
+    return known
 
 
 def report(completion: "Completion", *, load_s: float, started_s: float | None) -> dict[str, object]:
@@ -67,6 +82,7 @@ def report(completion: "Completion", *, load_s: float, started_s: float | None) 
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "n_prompt_tokens": completion.n_prompt_tokens,
+        "n_cached_tokens": completion.n_cached_tokens,
         "n_tokens": completion.n_tokens,
         "seed": completion.seed,
         "load_s": load_s,

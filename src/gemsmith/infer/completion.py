@@ -18,6 +18,7 @@ class Completion:
         logprobs: Natural-log probability of each token in the model's own distribution, before
             bias, penalties, temperature and truncation; None unless asked for.
         top_logprobs: For each token the likeliest (id, natural-log probability), the best first.
+        n_cached_tokens: How many of the prompt's tokens were taken from a prompt cache.
         index: Which of the prompt's completions it is, from 0.
         seed: What reproduces it.
         ttft_s: Seconds from the call to the first token; None if there was none.
@@ -34,6 +35,7 @@ class Completion:
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     ttft_s: float | None = None
     total_s: float = 0.0
+    n_cached_tokens: int = 0
 
     @property
     def n_tokens(self) -> int:

@@ -38,6 +38,7 @@ class Row:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
+        self.n_cached = 0
         self.finish_reason: FinishReason | None = None
         self.ttft_s: float | None = None
         self.total_s = 0.0
@@ -81,6 +82,7 @@ class Row:
             token_ids=tuple(self.token_ids),
             finish_reason=self.finish_reason or "cancelled",
             n_prompt_tokens=len(self.prompt),
+            n_cached_tokens=self.n_cached,
             index=self.index,
             seed=settings.sampling.seed,
             logprobs=None if settings.top_logprobs is None else tuple(self.logprobs),
@@ -154,6 +156,13 @@ class Generation:
             row.add(token_id, self.settings.stop_ids)
         return self._drop_finished()
 
+    @torch.inference_mode()
+    def read(self) -> KVCache:
+        """Read the prompts, write nothing, and return the cache that holds them."""
+        self._prefill()
+        assert self._cache is not None
+        return self._cache
+
     def cancel(self) -> None:
         """End every live row where it stands and free the cache."""
         for row in self.live:
@@ -166,7 +175,9 @@ class Generation:
         prompts = [row.prompt for row in self.rows[::n]]
         self._cache = cache = self._make_cache()
         last: dict[int, Tensor] = {}
-        for passage in _passes([len(prompt) for prompt in prompts], PREFILL_CHUNK):
+        self._resume(cache)
+        starts = [row.n_cached for row in self.rows[::n]]
+        for passage in _passes([len(prompt) for prompt in prompts], PREFILL_CHUNK, starts=starts):
             if self.settings.is_cancelled():
                 return None
             token_ids = [i for index, start, stop in passage for i in prompts[index][start:stop]]
@@ -194,6 +205,16 @@ class Generation:
         """Return the compiled step, which finds out by itself how many threads serve a small model."""
         n_threads = torch.get_num_threads()
         return decode_step(self.network, cache, n_threads=n_threads, tries_one=self._n_threads < n_threads)
+
+    def _resume(self, cache: KVCache) -> None:
+        """Take from the prompt that was read before what each prompt shares with it."""
+        known = self.settings.prompt_cache
+        if known is None:
+            return
+        for row in self.rows:
+            row.n_cached = known.n_shared(row.prompt)
+            if row.n_cached and row.slot % self.settings.n == 0:
+                known.fill(cache, row.n_cached, slot=row.slot)
 
     def _decode(self) -> Float[Tensor, "B V"]:
         """Read the token each live row chose last."""
@@ -253,11 +274,10 @@ class Generation:
         )
 
 
-def _passes(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, int]]]:
+def _passes(lengths: Sequence[int], size: int, *, starts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
     """Fill passes of `size` tokens with prompts laid end to end: (prompt, start, stop) of each piece."""
     passage, room = [], size
-    for index, length in enumerate(lengths):
-        start = 0
+    for index, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         while start < length:
             stop = min(length, start + room)
             passage.append((index, start, stop))

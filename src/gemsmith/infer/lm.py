@@ -9,11 +9,12 @@ import torch
 
 from gemsmith.chat import ChatIds, Turn, compile_chat, stop_ids
 from gemsmith.config import ModelConfig
-from gemsmith.errors import PromptError
+from gemsmith.errors import CacheError, PromptError
 from gemsmith.infer.completion import Completion, Score
 from gemsmith.infer.device import choose_cache_dtype
 from gemsmith.infer.generate import Generation
 from gemsmith.infer.prompt import Prompt, check_room, checked_ids, is_single, prompt_ids, text_ids
+from gemsmith.infer.prompt_cache import PromptCache, load_prompt
 from gemsmith.infer.sample import Sampling
 from gemsmith.infer.score import sequence_logprobs
 from gemsmith.infer.settings import Options, Settings, gather
@@ -96,6 +97,7 @@ class LM:
                 sampling, a Sampling, and temperature, top_k, top_p, seed to change it by; stop,
                 strings that end the text; stop_ids, ids that do, beside the model's own;
                 top_logprobs, how many alternatives to report per token (0: the chosen one only);
+                prompt_cache, a prompt that was read before;
                 cancel, a threading.Event or a function that says when to give up; first_index, to
                 write completion 3 of a seed again without those before it.
 
@@ -120,6 +122,37 @@ class LM:
         """
         return TextStream(self._generation([prompt], None, options))
 
+    def read_prompt(self, prompt: Prompt, *, prompt_cache: PromptCache | None = None) -> PromptCache:
+        """Read a prompt once; `prompt_cache=` of generate and stream goes on from it, whole or in part.
+
+        `save_prompt` keeps it in a file.
+
+        Args:
+            prompt_cache: One that was read before and may share its beginning.
+
+        Raises:
+            PromptError: The prompt is empty or leaves no room in the context.
+        """
+        generation = self._generation([prompt], None, {"max_new_tokens": 1, "prompt_cache": prompt_cache})
+        cache = generation.read()
+        return PromptCache.of(cache, generation.rows[0].prompt, network=self.network)
+
+    def save_prompt(self, prompt_cache: PromptCache, path: str | Path) -> Path:
+        """Write a prompt that was read to a file, whole or not at all; return its path.
+
+        Raises:
+            StorageError: The disk is full or not writable, or the place holds something else.
+        """
+        return prompt_cache.save(path, self.tokenizer)
+
+    def load_prompt(self, path: str | Path) -> PromptCache:
+        """Return a prompt that `save_prompt` wrote.
+
+        Raises:
+            CacheError: It is no such file, is damaged, or belongs to another model, adapter or template.
+        """
+        return load_prompt(path, network=self.network, tokenizer=self.tokenizer)
+
     def _generation(self, prompts: Sequence[Prompt], n: int | None, options: Options) -> Generation:
         settings = gather(
             options,
@@ -128,6 +161,12 @@ class LM:
             stop_ids=self.stop_ids,
             n_pieces=self.tokenizer.vocab_size,
         )
+        known = settings.prompt_cache
+        if known is not None and known.network is not self.network:
+            raise CacheError(
+                f"prompt_cache must come from this model, {self.name!r}; got one of another. Make it with this one's "
+                "read_prompt or load_prompt."
+            )
         compiled = [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
         return Generation(
             self.network, self.tokenizer, prompts=compiled, settings=settings, cache_dtype=self.cache_dtype

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from gemsmith.errors import SamplingError
+from gemsmith.infer.prompt_cache import PromptCache
 from gemsmith.infer.sample import Sampling
 
 Cancel = threading.Event | Callable[[], bool]
@@ -29,6 +30,7 @@ class Options(TypedDict, total=False):
     top_logprobs: int | None
     cancel: Cancel | None
     first_index: int
+    prompt_cache: PromptCache | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Settings:
         stop_ids: Ids that end a completion: the model's and the caller's.
         top_logprobs: Alternatives to report per token; None reports no log-probabilities at all.
         is_cancelled: Asked before every step.
+        prompt_cache: A prompt that was read before, of which the beginning may be shared.
     """
 
     max_new_tokens: int
@@ -52,6 +55,7 @@ class Settings:
     stop_ids: frozenset[int]
     top_logprobs: int | None
     is_cancelled: Callable[[], bool]
+    prompt_cache: PromptCache | None = None
 
 
 def gather(options: Options, *, n: int, default: Sampling, stop_ids: frozenset[int], n_pieces: int) -> Settings:
@@ -87,7 +91,10 @@ def gather(options: Options, *, n: int, default: Sampling, stop_ids: frozenset[i
     _check_ids("stop_ids", own_ids, n_pieces)
     _check_ids("logit_bias", sampling.logit_bias, n_pieces)
     stop, cancel = _stop_strings(options.get("stop", ())), _asker(options.get("cancel"))
-    return Settings(max_new_tokens, sampling, n, first_index, stop, stop_ids | frozenset(own_ids), top_logprobs, cancel)
+    return Settings(
+        max_new_tokens, sampling, n, first_index, stop, stop_ids | frozenset(own_ids), top_logprobs, cancel,
+        options.get("prompt_cache"),
+    )  # fmt: skip
 
 
 def _check_at_least(name: str, value: object, low: int, way_out: str) -> None:

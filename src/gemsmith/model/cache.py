@@ -77,14 +77,20 @@ class KVCache:
                     self.value_scales[index] = torch.zeros(shape[:3], device=device)
 
     @property
+    def stores(self) -> dict[str, dict[int, Tensor]]:
+        """All that is stored, by kind and layer; scales of int8 caches only."""
+        scales = {"key_scales": self.key_scales, "value_scales": self.value_scales}
+        return {"keys": self.keys, "values": self.values, **scales}
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all keys and values, scales included."""
         return sum(x.numel() * x.element_size() for x in self.tensors())
 
     def tensors(self) -> Iterator[Shaped[Tensor, "n_slots K S *H"]]:
         """Yield everything that is stored, one tensor after the other."""
-        for stores in (self.keys, self.values, self.key_scales, self.value_scales):
-            yield from stores.values()
+        for layers in self.stores.values():
+            yield from layers.values()
 
     @property
     def max_chunk(self) -> int:
@@ -163,6 +169,18 @@ class KVCache:
         """Empty a slot."""
         self.lengths[slot] = 0
         self._furthest[slot] = 0
+
+    def resume(self, slot: int, length: int, *, furthest: int) -> None:
+        """Count a slot as holding `length` tokens whose keys and values have been put there from elsewhere.
+
+        Args:
+            furthest: The last position of which there have ever been any, plus 1.
+
+        Raises:
+            CacheError: The slot is not empty or does not exist, or they do not fit.
+        """
+        self.reserve(slot, 0, length)
+        self._furthest[slot] = furthest
 
     def copy_slot(self, source: int, target: int) -> None:
         """Make slot `target` continue the document of slot `source`."""

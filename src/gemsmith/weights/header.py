@@ -57,6 +57,20 @@ def read_header(path: Path) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the free words of a safetensors file's header.
+
+    Raises:
+        CheckpointError: The file is cut off or no safetensors file, or these are no words.
+    """
+    with path.open("rb") as file:
+        raw, _ = _read_table(path, file, path.stat().st_size)
+    words = raw.get("__metadata__", {})
+    if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
+        raise _corrupted(path, f"{words!r:.60} as its metadata")
+    return words
+
+
 def _read_table(path: Path, file: BinaryIO, n_file: int) -> tuple[dict[str, Any], int]:
     head = file.read(8)
     if head.startswith(b"version "):

@@ -78,9 +78,13 @@ def index_of(shards: Mapping[str, Mapping[str, Stored]]) -> dict[str, Any]:
     return {"metadata": sizes, "weight_map": places}
 
 
-def write_shard(path: Path, tensors: Mapping[str, Stored]) -> FileRecord:
-    """Write one safetensors file piece by piece; return its length and hash."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write_shard(path: Path, tensors: Mapping[str, Stored], *, metadata: Mapping[str, str] | None = None) -> FileRecord:
+    """Write one safetensors file piece by piece; return its length and hash.
+
+    Args:
+        metadata: Words for its header; by default those of weights in torch's layout.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} if metadata is None else dict(metadata)}
     start = 0
     for name, tensor in tensors.items():
         stop = start + tensor.n_bytes
