@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_one_changed_matrix_makes_another_model(place: str, tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-def test_packing_does_not_make_another_model(bits: int | None, tokenizer: Tokenizer) -> None:
+def test_packing_does_not_make_another_model(bits: Literal[4, 8] | None, tokenizer: Tokenizer) -> None:
     network = tiny_network(vocab_size=tokenizer.vocab_size, dtype=torch.bfloat16)
     if bits is not None:
         quantize_network(

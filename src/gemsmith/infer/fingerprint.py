@@ -68,7 +68,7 @@ def _places(n: int) -> Tensor:
 
 def _add(digest: "hashlib._Hash", name: str, x: Tensor) -> None:
     digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-    digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(memoryview(x.detach().cpu().contiguous().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
 
 
 def _template(network: Transformer, tokenizer: Tokenizer) -> str:

@@ -210,7 +210,7 @@ def _is_prompt_cache(path: Path) -> bool:
 def _sha256(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(memoryview(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
     return digest.hexdigest()
 
 
