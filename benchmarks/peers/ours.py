@@ -1,12 +1,12 @@
 """gemsmith, as `gemsmith generate` runs it, greedy: options cache=int8 for caches in 8 bits."""
 
 import torch
-from gemsmith.infer.prompt_cache import PromptCache
 from protocol import MAX_CONTEXT, N_THREADS, prompt_ids, serve
 
 import gemsmith
 from gemsmith.infer.generate import Generation
 from gemsmith.infer.load import load
+from gemsmith.infer.prompt_cache import PromptCache
 from gemsmith.infer.settings import gather
 from gemsmith.model.cache import KVCache
 
