@@ -3,14 +3,17 @@
 // instruction set that dispatch chose and a line per set.
 #include <initializer_list>
 
+#include <thread>
+
 #include "test_support.h"
 
 bool buffers_end_at_page = true;
 
-// An OpenMP of our own, whose threads come one after the other: shares and per-thread memory are tested
+// An OpenMP of our own: shares, per-thread memory and the meetings of a team are tested
 // without a runtime that sanitizers do not know.
 namespace {
-int n_members = 1, member = 0;
+int n_members = 1;
+thread_local int member = 0;
 }
 extern "C" {
 int omp_get_max_threads(void) { return 3; }
@@ -19,8 +22,11 @@ int omp_get_num_threads(void) { return n_members; }
 int omp_in_parallel(void) { return 0; }
 void GOMP_parallel(void (*body)(void*), void* data, unsigned n_threads, unsigned) {
     n_members = (int)n_threads;
-    for (member = 0; member < n_members; member++) body(data);
-    n_members = 1, member = 0;
+    std::vector<std::thread> others;
+    for (int i = 1; i < n_members; i++) others.emplace_back([=] { member = i, body(data); });
+    body(data);
+    for (std::thread& other : others) other.join();
+    n_members = 1;
 }
 }
 
