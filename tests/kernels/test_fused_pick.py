@@ -39,6 +39,7 @@ SETTINGS = [
     Sampling(min_p=1e-12, temperature=3.0),
     Sampling(min_p=1e-300),
     Sampling(min_p=1.0),
+    Sampling(top_p=0.999, min_p=0.2),
     Sampling(0.9, 50, 0.95, 0.01, 1.1, 0.2, 0.3, {0: 1.5}),
     Sampling(1.2, None, 0.9, 0.0, 0.8, -0.2, 0.1),
     Sampling(temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.7),
