@@ -56,6 +56,7 @@ def pack(q: Quantized) -> Packed:
     d_out, d_in = q.shape
     n_blocks, n_units = -(-d_out // _BLOCK), -(-d_in // ACTIVATION_GROUP)
     values, packed = q.values.contiguous(), torch.empty(n_blocks, n_units, 64 * q.scheme.bits, dtype=torch.uint8)
+    # Touching them first costs a second of a 2B model's load; reading the matrix for every token gains more.
     native.need().gs_prefer_huge_pages(packed.data_ptr(), packed.numel())
     native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
     zeros = q.zeros
@@ -190,7 +191,8 @@ def _flip(values: Tensor) -> Tensor:
 
 def _blocks(x: Tensor) -> Tensor:
     """Bring [d_out, n_groups] into blocks of 16 outputs: [blocks, n_groups, 16]."""
-    return F.pad(x, (0, 0, 0, -len(x) % _BLOCK)).view(-1, _BLOCK, x.shape[1]).transpose(1, 2).contiguous()
+    whole = F.pad(x, (0, 0, 0, -len(x) % _BLOCK)) if len(x) % _BLOCK else x
+    return whole.reshape(-1, _BLOCK, x.shape[1]).transpose(1, 2).contiguous()
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
