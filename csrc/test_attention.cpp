@@ -17,7 +17,7 @@ namespace {
 
 // What Intel's manual says the tile instructions do to eight registers of 16 rows of 64 bytes.
 struct EmulatedTiles {
-    static inline float registers[8][16][16];
+    static inline thread_local float registers[8][16][16];
     static void begin() {}
     static void end() {}
     template <int REGISTER>

@@ -12,21 +12,23 @@ bool buffers_end_at_page = true;
 // An OpenMP of our own: shares, per-thread memory and the meetings of a team are tested
 // without a runtime that sanitizers do not know.
 namespace {
-int n_members = 1;
-thread_local int member = 0;
+thread_local int n_members = 1, member = 0;
 }
 extern "C" {
 int omp_get_max_threads(void) { return 3; }
 int omp_get_thread_num(void) { return member; }
 int omp_get_num_threads(void) { return n_members; }
-int omp_in_parallel(void) { return 0; }
+int omp_in_parallel(void) { return n_members > 1; }
 void GOMP_parallel(void (*body)(void*), void* data, unsigned n_threads, unsigned) {
-    n_members = (int)n_threads;
+    auto run = [=](int number) {
+        n_members = (int)n_threads, member = number;
+        body(data);
+        n_members = 1, member = 0;
+    };
     std::vector<std::thread> others;
-    for (int i = 1; i < n_members; i++) others.emplace_back([=] { member = i, body(data); });
-    body(data);
+    for (int number = 1; number < (int)n_threads; number++) others.emplace_back(run, number);
+    run(0);
     for (std::thread& other : others) other.join();
-    n_members = 1;
 }
 }
 
