@@ -78,3 +78,27 @@ def test_divergence_of_a_cache_and_of_another_model(
     assert "+0.000% (95%" in capsys.readouterr().out
     assert main(["eval", "divergence", str(folder), str(texts), "--tokens", "0"]) == 2
     assert "--tokens must be above 0; got 0" in capsys.readouterr().err
+
+
+def test_perplexity_of_a_text_with_its_interval(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("The fox ran home and slept under an old tree while rain fell softly. " * 12)
+    assert main(["eval", "perplexity", str(folder), str(book), "--context", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["low"] < found["perplexity"] < found["high"]
+    assert math.log(found["perplexity"]) * found["n_tokens"] == pytest.approx(found["nll"])
+    assert found["bpb"] == pytest.approx(found["nll"] / math.log(2) / len(book.read_bytes()))
+    assert main(["eval", "perplexity", str(folder), str(book), "--context", "64"]) == 0
+    out = capsys.readouterr().out
+    assert f"perplexity {found['perplexity']:.4f} per token" in out
+    assert "windows of 64 tokens" in out
+
+
+def test_perplexity_of_a_text_too_short_names_its_length(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note.txt").write_text("The fox.")
+    assert main(["eval", "perplexity", str(folder), str(tmp_path / "note.txt")]) == 1
+    assert "in 8 bytes" in capsys.readouterr().err

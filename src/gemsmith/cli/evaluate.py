@@ -85,3 +85,47 @@ def divergence(
     else:
         write("\n".join(describe_quality(found)))
     return 0
+
+
+@app.command
+def perplexity(
+    model: str,
+    file: Path,
+    /,
+    *,
+    field: str = "text",
+    context: int | None = None,
+    place: PlaceFlags = PlaceFlags(),  # noqa: B008 (frozen)
+    as_json: AsJson = False,
+) -> int:
+    """Show the perplexity per token of a file, with the interval that covers it with 95%.
+
+    A file of text is read as one text, JSON lines as a text each: after BOS, in windows that move by half a
+    context, so that each token is scored once.
+
+    Args:
+        model: The box ("pebble"), a folder, a GGUF file, or a pulled name.
+        file: A text, or JSON lines, plain or packed as .xz, .gz or .bz2.
+        field: The field of each line that holds the text.
+        context: Tokens of a window; the model's own context when left out.
+    """
+    from gemsmith.evaluate.perplexity import file_perplexity
+
+    lm = place.load(model)
+    found = file_perplexity(lm.network, lm.tokenizer, file, field=field, context=context, cache_dtype=lm.cache_dtype)
+    if as_json:
+        fields = asdict(found)
+        interval = fields.pop("perplexity")
+        write_json({
+            "model": model, "file": str(file), "perplexity": interval["value"], "low": interval["low"],
+            "high": interval["high"], "bpb": found.bpb, **fields,
+        })  # fmt: skip
+        return 0
+    interval = found.perplexity
+    write(
+        f"perplexity {interval.value:.4f} per token (95%: {interval.low:.4f} to {interval.high:.4f}), "
+        f"{found.bpb:.4f} bits per byte"
+    )
+    size = f"{found.n_tokens:,} tokens, {found.n_bytes:,} bytes, {found.n_texts:,} texts"
+    write(f"{size}, windows of {found.context:,} tokens")
+    return 0

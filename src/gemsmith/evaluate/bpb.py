@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from gemsmith.data.readers import read_texts
 from gemsmith.errors import DataError
@@ -73,13 +75,16 @@ def bits_per_byte(
         n_documents, n_bytes, n_tokens = n_documents + 1, n_bytes + len(text.encode()), n_tokens + len(token_ids)
         for window in windows_of([tokenizer.bos_id, *token_ids], context):
             if sum(len(w.token_ids) for w in windows) + len(window.token_ids) > max(_TOKENS_PER_PASS, context):
-                nll += _score(network, windows, cache_dtype)
+                nll += float(token_nats(network, windows, cache_dtype).sum())
                 windows = []
             windows.append(window)
     if n_bytes == 0:
         raise DataError(f"texts must hold at least one byte; got none in {n_documents} texts. Check file and field.")
     return BitsPerByte(
-        n_documents, n_bytes, n_tokens, nll + (_score(network, windows, cache_dtype) if windows else 0.0)
+        n_documents,
+        n_bytes,
+        n_tokens,
+        nll + (float(token_nats(network, windows, cache_dtype).sum()) if windows else 0.0),
     )
 
 
@@ -125,8 +130,8 @@ def cache_of(network: Transformer, lengths: list[int], dtype: torch.dtype | None
     )
 
 
-def _score(network: Transformer, windows: list[Window], cache_dtype: torch.dtype | None) -> float:
-    """Return the summed nats of the scored ids of some windows, run side by side."""
+def token_nats(network: Transformer, windows: list[Window], cache_dtype: torch.dtype | None) -> Float[Tensor, " T"]:
+    """Return the nats of the scored ids of some windows, run side by side, in float64."""
     device = network.device
     flat = torch.tensor([i for w in windows for i in w.token_ids], device=device)
     lengths = [len(w.token_ids) for w in windows]
@@ -139,8 +144,8 @@ def _score(network: Transformer, windows: list[Window], cache_dtype: torch.dtype
     cache = cache_of(network, lengths, cache_dtype)
     hidden, targets = network.hidden(flat, layout, cache=cache)[index], flat[index + 1]
     chunk = max(1, _SCORES_AT_ONCE // network.config.vocab_size)
-    total = 0.0
+    nats = []
     for part, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         logprobs = network.logits(part).log_softmax(-1)
-        total -= float(logprobs.gather(-1, wanted[:, None]).double().sum())
-    return total
+        nats.append(-logprobs.gather(-1, wanted[:, None])[:, 0].double().cpu())
+    return torch.cat(nats)

@@ -1,7 +1,7 @@
 """What a changed model loses: perplexity and divergence from the original, with intervals over documents."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +12,12 @@ from torch import Tensor
 from gemsmith.data.readers import read_texts
 from gemsmith.errors import DataError
 from gemsmith.evaluate.bpb import cache_of, windows_of
+from gemsmith.evaluate.interval import Interval, resampled
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
 
 _SCORES_AT_ONCE = 1 << 22  # logits in memory at one time, of each model
-_N_RESAMPLES = 2000
-_COVERED = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with the range that covers it with 95%, by resampling documents."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -154,21 +144,7 @@ def _summary(documents: list[_Sums]) -> Divergence:
         n_documents=len(documents),
         n_tokens=int(n_tokens),
         perplexity=(math.exp(nll_a / n_tokens), math.exp(nll_b / n_tokens)),
-        change=_interval(table, lambda sums: ((sums[..., 2] - sums[..., 1]) / sums[..., 0]).expm1()),
-        kl=_interval(table, lambda sums: sums[..., 3] / sums[..., 0]),
+        change=resampled(table, lambda sums: ((sums[..., 2] - sums[..., 1]) / sums[..., 0]).expm1()),
+        kl=resampled(table, lambda sums: sums[..., 3] / sums[..., 0]),
         same_choice=sum(document.n_same for document in documents) / n_tokens,
     )
-
-
-def _interval(table: Float[Tensor, "n four"], of: Callable[[Tensor], Tensor]) -> Interval:
-    """Return a number of the sums, and its quantiles over documents drawn again with replacement.
-
-    Source: the percentile bootstrap, Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
-    """
-    draws = torch.randint(len(table), (_N_RESAMPLES, len(table)), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(_N_RESAMPLES, len(table), dtype=torch.float64)
-    counts.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
-    found = of(counts @ table)
-    tail = (1 - _COVERED) / 2
-    low, high = found.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(float(of(table.sum(0))), low, high)
