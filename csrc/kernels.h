@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "cached_attention.h"
 #include "decode.h"
+#include "probe.h"
 #include "quant.h"
 #include "sample.h"
 
@@ -71,7 +72,8 @@
     GS_QUANT_KERNELS(KERNEL)                                                                                  \
     GS_CACHED_ATTENTION_KERNELS(KERNEL)                                                                       \
     GS_DECODE_KERNELS(KERNEL)                                                                                 \
-    GS_SAMPLE_KERNELS(KERNEL)
+    GS_SAMPLE_KERNELS(KERNEL)                                                                                 \
+    GS_PROBE_KERNELS(KERNEL)
 
 #define GS_FIELD(name, parameters, arguments) void(*name) parameters;
 struct gs_table {

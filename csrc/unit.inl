@@ -18,6 +18,7 @@ namespace {
 #include "decode.inl"
 #include "cached_attention.inl"
 #include "sample.inl"
+#include "probe.inl"
 }  // namespace
 
 #define GS_JOIN(a, b) a##b

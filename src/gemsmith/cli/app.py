@@ -31,6 +31,7 @@ VERBS = {
     "convert": ("gemsmith.cli.convert:convert", "Write a model as one GGUF file."),
     "quantize": ("gemsmith.cli.quantize:quantize", "Write a model in 4 or 8 bits."),
     "eval": ("gemsmith.cli.evaluate:app", "Measure a model."),
+    "bench": ("gemsmith.cli.bench:bench", "Measure a model's speed beside what this machine does at most."),
     "data": ("gemsmith.cli.data:app", "Turn texts into shards to train from."),
     "pretrain": ("gemsmith.cli.pretrain:pretrain", "Train a model from a recipe and a folder of text."),
     "plot": ("gemsmith.cli.plot:plot", "Draw the curves of runs."),

@@ -46,6 +46,8 @@ _SIGNATURES = {
     "decode_scratch": "pp",
     "pick": "p",
     "record_tokens": "pp",
+    "probe_read": "ppn",
+    "probe_products": "pnni",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 

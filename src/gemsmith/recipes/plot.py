@@ -109,8 +109,8 @@ def _draw(panels: Mapping[Of, list[Curve]], scale: Scale, path: Path) -> Path:
     return save(figure, path)
 
 
-def blank(n_panels: int) -> "tuple[Figure, list[Axes]]":
-    """Return an empty picture with panels one above the other over one horizontal axis.
+def blank(n_panels: int, *, shares_x: bool = True) -> "tuple[Figure, list[Axes]]":
+    """Return an empty picture with panels one above the other, by default over one horizontal axis.
 
     Raises:
         DataError: matplotlib is missing.
@@ -124,7 +124,7 @@ def blank(n_panels: int) -> "tuple[Figure, list[Axes]]":
         ) from error
     figure = Figure(figsize=(8.0, 3.6 * n_panels), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(n_panels, 1, sharex=True, squeeze=False)[:, 0])
+    return figure, list(figure.subplots(n_panels, 1, sharex=shares_x, squeeze=False)[:, 0])
 
 
 def save(figure: "Figure", path: Path) -> Path:
