@@ -18,7 +18,7 @@ TEXT = "the fox and the hare ran over the hill to the river and slept under an o
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer([TEXT] * 20, vocab_size=330)
+    return train_tokenizer([TEXT] * 20, vocab_size=450)
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ PROMPT = [2, 5, 9, 11, 4]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = train_tokenizer(["the fox ran home and slept under an old tree"] * 50, vocab_size=300)
-    network = tiny_network(vocab_size=tokenizer.vocab_size)
+    tokenizer = train_tokenizer(["the fox ran home and slept under an old tree"] * 50, vocab_size=440)
+    network = tiny_network("gemma", vocab_size=tokenizer.vocab_size)
     return save_folder(tmp_path_factory.mktemp("models") / "tiny", network, tokenizer=tokenizer)
 
 

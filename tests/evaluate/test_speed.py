@@ -40,7 +40,7 @@ def test_subjects_take_turns_and_the_first_round_does_not_count() -> None:
 
 
 def test_our_turn_writes_all_tokens_whatever_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = train_tokenizer(["the fox ran home and slept"] * 50, vocab_size=300)
+    tokenizer = train_tokenizer(["the fox ran home and slept"] * 50, vocab_size=440)
     lm = LM(tiny_network(vocab_size=tokenizer.vocab_size), tokenizer)
     lm.stop_ids = frozenset(range(tokenizer.vocab_size))
     assert lm.generate([2, 5], max_new_tokens=4).n_tokens == 1
