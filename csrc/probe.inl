@@ -4,6 +4,8 @@ typedef uint64_t probe_words __attribute__((vector_size(64), aligned(8), may_ali
 constexpr int64_t PROBE_AHEAD = 2048;      // bytes; more changes nothing on the machines tried
 constexpr int64_t PROBE_CHUNK = 1 << 18;   // rounds after which float32 would no longer count exactly
 constexpr int PROBE_SUMS = 12;             // sums at once: enough to hide the latency, few enough for registers
+// Sums must stay in registers, whatever the optimisation.
+#define GS_PROBE_UNROLLED _Pragma("GCC unroll 12")
 
 static void probe_read(const void* buffer, uint64_t* sum, int64_t n_bytes) {
     const int64_t n_lines = n_bytes / 64, n_words = n_bytes / 8;
@@ -36,6 +38,7 @@ static int64_t probe_float32(int64_t n, const float* one) {
     vf x = vset(*one), sums[PROBE_SUMS];
     for (int i = 0; i < PROBE_SUMS; i++) sums[i] = vzero();
     for (int64_t round = 0; round < n; round++)
+        GS_PROBE_UNROLLED
         for (int i = 0; i < PROBE_SUMS; i++) sums[i] = vfma(sums[i], x, x);
     int64_t total = 0;
     for (int i = 0; i < PROBE_SUMS; i++) {
@@ -52,6 +55,7 @@ static int64_t probe_bfloat16(int64_t n, const float* one) {
     vf sums[PROBE_SUMS];
     for (int i = 0; i < PROBE_SUMS; i++) sums[i] = vzero();
     for (int64_t round = 0; round < n; round++)
+        GS_PROBE_UNROLLED
         for (int i = 0; i < PROBE_SUMS; i++) sums[i] = _mm512_dpbf16_ps(sums[i], x, x);
     int64_t total = 0;
     for (int i = 0; i < PROBE_SUMS; i++) {
@@ -71,6 +75,7 @@ static int64_t probe_int8(int64_t n, const float* one) {
     vi x = iset((int32_t)*one * 0x01010101), sums[PROBE_SUMS];
     for (int i = 0; i < PROBE_SUMS; i++) sums[i] = iset(0);
     for (int64_t round = 0; round < n; round++)
+        GS_PROBE_UNROLLED
         for (int i = 0; i < PROBE_SUMS; i++) {
 #if defined(__AVX512BW__)
             __asm__("" : "+v"(x));
