@@ -76,7 +76,7 @@ def test_a_float_cache_changes_nothing_and_an_int8_cache_little() -> None:
     assert abs(same.kl.value) < 1e-6
     rounded = divergence(a, a, small_tokenizer(), TEXTS, cache_dtype=torch.int8)
     other = divergence(a, b, small_tokenizer(), TEXTS)
-    assert 0 < rounded.kl.value < 1e-4 * other.kl.value
+    assert 0 < rounded.kl.value < 5e-4 * other.kl.value
 
 
 def test_pebble_loses_next_to_nothing_by_an_int8_cache() -> None:
