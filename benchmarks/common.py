@@ -124,16 +124,19 @@ def peer_of(network: Transformer, *, attn_implementation: str = "eager") -> torc
     return model.eval()
 
 
-def read_limit(n_bytes: int = 1 << 30) -> float:
-    """Return the fastest read of main memory seen, in GB/s: torch's sum, and a product with a row as it lies."""
-    from gemsmith.kernels import dense_linear
+def read_limit() -> float:
+    """Return the fastest read of main memory seen, in GB/s."""
+    from gemsmith.kernels import probe
 
-    block = torch.ones(n_bytes // 4)
-    rates = [n_bytes / seconds(block.sum) / 1e9 for _ in range(5)]
-    weight, x = block.view(torch.bfloat16).view(-1, 2048), torch.ones(1, 2048, dtype=torch.bfloat16)
-    if dense_linear.is_suitable(x, weight):
-        rates += [n_bytes / seconds(lambda: dense_linear.linear(x, weight)) / 1e9 for _ in range(5)]
-    return max(rates)
+    return probe.read_rate() / 1e9
+
+
+def int8_limit() -> float:
+    """Return the fastest products of 8-bit numbers seen with operands in registers, in GFLOP/s: two a product."""
+    from gemsmith.kernels import probe
+
+    rates = [probe.product_rate(kind) for kind in ("int8", "int8 tiles")]
+    return max(2 * rate for rate in rates if rate is not None) / 1e9
 
 
 def matrix_limit(dtype: torch.dtype = torch.bfloat16) -> float:

@@ -1,9 +1,9 @@
 """Write the model card of a trained folder: its answers to twenty fixed prompts, its data, its numbers.
 
-    python recipes/make_card.py RECIPE RUN MODEL [SLICES.json]
+    python recipes/make_card.py MODEL SLICES.json RECIPE RUN [RECIPE RUN ...]
 
-RUN is the run folder of `gemsmith pretrain`, MODEL the folder to ship, SLICES.json what
-`benchmarks/bench_pebble_quality.py` found.
+MODEL is the folder to ship, SLICES.json what `benchmarks/bench_pebble_quality.py` found ("-" for nothing); then the
+recipe and the run folder of each run of `gemsmith pretrain` that led to it, the first one first.
 """
 
 import json
@@ -43,24 +43,25 @@ SEED = 1
 SHARE_ALIKE = ("CC-BY-SA", "CDLA-Sharing")
 
 
-def main(recipe_path: Path, run: Path, model: Path, slices: Path | None) -> None:
+def main(model: Path, slices: Path | None, runs: list[tuple[Path, Path]]) -> None:
     """Write MODEL/README.md; a folder with a card is one to give away, so sources must allow it."""
-    recipe = read_recipe(recipe_path)
-    check_shipping(recipe.sources)
+    recipes = [read_recipe(path) for path, _ in runs]
+    for recipe in recipes:
+        check_shipping(recipe.sources)
     lm = gs.load(str(model))
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    ends = [json.loads((run / "log.jsonl").read_text().splitlines()[-1]) for _, run in runs]
     parts = (
-        head(lm, recipe, log[-1]),
+        head(lm, recipes[0], sum(end["n_tokens"] for end in ends)),
         "" if slices is None else numbers(json.loads(slices.read_text())),
-        data(recipe),
-        how(recipe, log[-1]),
+        data(recipes[0]),
+        how(list(zip(recipes, ends, (path for path, _ in runs), strict=True))),
         LIMITS,
         answers(lm),
     )
     (model / "README.md").write_text("\n".join(part.rstrip() + "\n" for part in parts if part))
 
 
-def head(lm: gs.LM, recipe: Recipe, last: dict[str, float]) -> str:
+def head(lm: gs.LM, recipe: Recipe, n_tokens: int) -> str:
     """Return the title and what the model is."""
     shape = recipe.model
     return f"""---
@@ -74,7 +75,7 @@ library_name: gemsmith
 {shape.n_layers} layers, {shape.n_heads} heads of {shape.head_dim} with {shape.n_kv_heads} for keys and values,
 context {shape.max_seq_len}, a window of {shape.window} in every other layer, and
 a vocabulary of its own with {recipe.vocabulary.size} pieces.
-Trained from scratch by this project on {last["n_tokens"] / 1e6:.1f} million tokens, on two CPU cores.
+Trained from scratch by this project on {n_tokens / 1e6:.1f} million tokens, on two CPU cores.
 It exists so that everything here can be tried and tested without a download: it tells simple stories, and
 knows next to nothing.
 
@@ -129,22 +130,35 @@ def data(recipe: Recipe) -> str:
     )
 
 
-def how(recipe: Recipe, last: dict[str, float]) -> str:
-    """Return the recipe in words, and the command that repeats it."""
-    batch, rates = recipe.batch, recipe.optimizer
-    minutes = f"{last['seconds'] / 60:.0f}"
-    return f"""## Recipe and compute
-
-{last["step"]:,} steps of {batch.tokens:,} packed tokens, {minutes} minutes in steps on two cores of an AMD EPYC (Zen 5)
-that other work shared; bfloat16 arithmetic over float32 masters.
-Rows of {batch.row} tokens, in the last fifth of {batch.late_row}; documents do not see each other.
+def how(runs: list[tuple[Recipe, dict[str, float], Path]]) -> str:
+    """Return each run's recipe in words, and the commands that repeat them."""
+    parts, commands = ["## Recipe and compute\n"], []
+    for recipe, last, path in runs:
+        batch, rates, minutes = recipe.batch, recipe.optimizer, f"{last['seconds'] / 60:.0f}"
+        if rates.schedule == "wsd":
+            decay = f"a constant rate, then a straight line to 0 over the last {rates.decay_share:.0%}"
+        else:
+            decay = "then a straight line to 0"
+        parts.append(
+            f"""{"Then, from these weights on, again" if commands else "First"} {last["step"]:,} steps of
+{batch.tokens:,} packed tokens, {minutes} minutes in steps on two cores of an AMD EPYC that other work shared;
+bfloat16 arithmetic over float32 masters. Rows of {batch.row} tokens, of {batch.late_row} in the last
+{batch.late_share:.0%}; documents do not see each other.
 Muon at {rates.matrix_rate} for matrices, AdamW at {rates.other_rate} for the rest, weight decay {rates.weight_decay};
-{rates.warmup_steps} steps of warm-up, a constant rate, then a straight line to 0 over the last {rates.decay_share:.0%}.
-Answers alone count in conversations. Again, from raw text to this folder:
-
-    gemsmith pretrain recipes/pebble.toml --data DIR --out RUN --minutes {minutes} --processes 2
-    python recipes/make_card.py recipes/pebble.toml RUN RUN/model
+{rates.warmup_steps} steps of warm-up, {decay}.
 """
+        )
+        start = " --from RUN/model" if commands else ""
+        data = " --data DIR" if not commands else " --data DATASET"
+        commands.append(
+            f"    gemsmith pretrain {path}{start}{data} --out RUN{len(commands) + 1} --minutes {minutes} --processes 2"
+        )
+    commands = [command.replace("--from RUN/", f"--from RUN{i}/") for i, command in enumerate(commands)]
+    if len(commands) > 1:
+        commands.insert(1, f"    gemsmith data build {runs[0][2]} --data DIR --vocabulary RUN1/model --out DATASET")
+    return "\n".join(
+        [*parts, "Answers alone count in conversations. Again, from raw text to this folder:\n", *commands, ""]
+    )
 
 
 def answers(lm: gs.LM) -> str:
@@ -199,5 +213,6 @@ use it to inform or to decide anything.
 """
 
 if __name__ == "__main__":
-    recipe_file, run_folder, model_folder, *rest = map(Path, sys.argv[1:])
-    main(recipe_file, run_folder, model_folder, rest[0] if rest else None)
+    model_folder, slices_file, *rest = map(Path, sys.argv[1:])
+    pairs = list(zip(rest[::2], rest[1::2], strict=True))
+    main(model_folder, None if str(slices_file) == "-" else slices_file, pairs)
