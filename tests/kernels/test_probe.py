@@ -45,6 +45,21 @@ def test_rates_are_numbers_of_this_machine() -> None:
     assert 1e8 < rate < 1e14
 
 
+def test_runs_are_long_enough_for_waking_threads_not_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose threads take 8 ms to wake and then do a million rounds per second."""
+    clock, lengths = [0.0], []
+
+    def count(kind: str, n_rounds: int) -> int:
+        clock[0] += 0.008 + n_rounds / 1e6
+        lengths.append(n_rounds)
+        return 2 * n_rounds
+
+    monkeypatch.setattr(probe, "count_products", count)
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
+    assert probe.product_rate("float32") == pytest.approx(2 * lengths[-1] / (0.008 + lengths[-1] / 1e6))
+    assert lengths[-1] >= 4e4
+
+
 def test_a_kind_that_is_not_there_has_no_rate() -> None:
     before = native.isa()
     native.select("portable")

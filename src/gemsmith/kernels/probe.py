@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "bfloat16 tiles": 3, "int8 tile
 READ_BYTES = 1 << 29  # several times the caches of all but the largest servers
 _N_RUNS = 7
 _SECONDS = 0.05  # of one run of products
-_FIRST_ROUNDS = 1 << 14
+_FIRST_ROUNDS, _MOST_ROUNDS = 1 << 14, 1 << 30
 
 
 def read_rate(n_bytes: int = READ_BYTES) -> float:
@@ -33,7 +34,9 @@ def product_rate(kind: str) -> float | None:
     n_rounds = _FIRST_ROUNDS
     if not count_products(kind, n_rounds):
         return None
-    n_rounds = max(n_rounds, int(n_rounds * _SECONDS / _seconds(lambda: count_products(kind, n_rounds))))
+    # Grown step by step: the first runs take longer than their products, for threads have to wake.
+    while n_rounds < _MOST_ROUNDS and _seconds(partial(count_products, kind, n_rounds)) < _SECONDS:
+        n_rounds *= 4
     found = []
     for _ in range(_N_RUNS):
         start = time.perf_counter()
