@@ -63,7 +63,7 @@ def measure(vocab_size: int, sampling: Sampling) -> dict[str, list[float]]:
 @torch.inference_mode()
 def main() -> None:
     torch.set_num_threads(1)
-    rate = read_limit(1 << 28)
+    rate = read_limit()
     for vocab_size, target in TARGETS.items():
         rows = {name: measure(vocab_size, sampling) for name, sampling in SETTINGS.items()}
         for name, values in rows.items():
