@@ -18,6 +18,9 @@ from gemsmith.cli.conversation import Conversation
 from gemsmith.cli.main import main
 from gemsmith.infer.generate import Generation
 from gemsmith.infer.lm import LM
+from gemsmith.infer.load import load
+from gemsmith.weights.folder import save_folder
+from tiny import tiny_network
 
 Talk = Callable[..., tuple[int, str, str]]
 
@@ -191,8 +194,11 @@ class Terminal:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_in_a_terminal_ctrl_c_stops_an_answer_and_twice_at_the_prompt_leaves(folder: Path) -> None:
-    terminal = Terminal("chat", "--model", str(folder), "-n", "230")
+def test_in_a_terminal_ctrl_c_stops_an_answer_and_twice_at_the_prompt_leaves(folder: Path, tmp_path: Path) -> None:
+    lm = load(folder)  # its network is small enough to fill a short context before a key is pressed
+    network = tiny_network(vocab_size=lm.config.vocab_size, max_seq_len=200_000)
+    patient = save_folder(tmp_path / "patient", network, tokenizer=lm.tokenizer)
+    terminal = Terminal("chat", "--model", str(patient), "-n", "100000")
     try:
         terminal.wait_for("> ")
         terminal.type("/set temperature 0\n")
