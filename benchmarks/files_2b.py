@@ -1,10 +1,10 @@
 """Files of the Gemma 2 2B shape with random weights, one model in every format the comparison reads.
 
-    python benchmarks/files_2b.py FOLDER [dense|int4|int8|bf16.gguf|q8_0.gguf|q4_0.gguf ...]
+    python benchmarks/files_2b.py FOLDER [dense|int4|int8|int8-row|bf16.gguf|q8_0.gguf|q4_0.gguf ...]
 
 Equal bits for all at 4 and at 8, embedding (the head too) included: groups of 32 with a 16-bit scale,
-so 4.5 and 8.5 bits a weight. What is there already is left alone. OpenVINO's are made by
-peers/openvino_files.py, which its own environment runs.
+so 4.5 and 8.5 bits a weight; int8-row has one scale a row, so 8.0. What is there already is
+left alone. OpenVINO's are made by peers/openvino_files.py, which its own environment runs.
 """
 
 import itertools
@@ -29,8 +29,8 @@ from gemsmith.weights.names import EMBEDDING_MODULE
 from gemsmith.weights.quantized import put
 
 SHAPE = "gemma-2-2b"
-GROUP = 32
-KINDS = ("dense", "int4", "int8", "bf16.gguf", "q8_0.gguf", "q4_0.gguf")
+SCHEMES = {"int4": Scheme(4, 32), "int8": Scheme(8, 32), "int8-row": Scheme(8, None)}
+KINDS = ("dense", "int4", "int8", "int8-row", "bf16.gguf", "q8_0.gguf", "q4_0.gguf")
 
 
 def made_tokenizer(n_pieces: int) -> Tokenizer:
@@ -52,17 +52,17 @@ def _words() -> Iterator[str]:
                 yield SPACE + "".join(letters)
 
 
-def random_quantized(bits: int, *, seed: int = 0) -> Transformer:
+def random_quantized(scheme: Scheme, *, seed: int = 0) -> Transformer:
     """Return the network with random values in few bits, none of them rounded from anything."""
+    bits = scheme.bits
     config = preset(SHAPE)
     network = Transformer(config, dtype=torch.bfloat16, device="meta")
     generator = torch.Generator().manual_seed(seed)
-    scheme = Scheme(8 if bits == 8 else 4, GROUP)
     names = [name for name, module in network.named_modules() if isinstance(module, Linear)]
     for name in (EMBEDDING_MODULE, *names):
         d_out, d_in = network.get_parameter(f"{name}.weight").shape
         values = torch.randint(0, 256, (d_out, d_in * bits // 8), generator=generator, dtype=torch.uint8)
-        steps = 0.02 / 2 ** (bits - 2) * (0.75 + 0.5 * torch.rand(d_out, d_in // GROUP, generator=generator))
+        steps = 0.02 / 2 ** (bits - 2) * (0.75 + 0.5 * torch.rand(d_out, scheme.n_groups(d_in), generator=generator))
         stored = values if bits == 4 else values.view(torch.int8)
         put(network, name, Quantized(scheme, (d_out, d_in), stored, steps.bfloat16(), None))
     for name, parameter in list(network.named_parameters()):
@@ -80,8 +80,8 @@ def make(folder: Path, kind: str) -> Path:
     if kind == "dense":
         network = random_network(preset(SHAPE))
         return save_folder(place, network, tokenizer=made_tokenizer(network.config.vocab_size))
-    if kind in ("int4", "int8"):
-        network = random_quantized(int(kind[3:]))
+    if kind in SCHEMES:
+        network = random_quantized(SCHEMES[kind])
         return save_folder(place, network, tokenizer=made_tokenizer(network.config.vocab_size))
     dense = make(folder, "dense")
     network = load_network(dense).network

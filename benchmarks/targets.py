@@ -11,6 +11,10 @@ RESULTS = Path(__file__).parent / "results"
 TARGETS = {
     "decode": ("decode at least 1.15 x transformers, 2B shape", "bench_2b.py decode --bits 16"),
     "decode_int4": ("int4 decode at least 1.5 x the best peer, 2B shape", "bench_2b.py decode --bits 4"),
+    "decode_int8_row": (
+        "int8 decode at least 1.5 x llama.cpp's Q8_0, 2B shape, 8.0 bits to its 8.5",
+        "bench_2b.py decode --bits 8",
+    ),
     "decode_int8": ("int8 decode at least 1.5 x llama.cpp's Q8_0, 2B shape", "bench_2b.py decode --bits 8"),
     "decode_bf16": ("bf16 decode at least 80% of the read limit, 2B shape", "bench_2b.py decode --bits 16"),
     "decode_8k": (

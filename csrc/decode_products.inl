@@ -1,6 +1,6 @@
 // Products of a few rows with matrices of every form, block by block of 16 outputs. Included by decode.inl.
 
-constexpr int64_t DENSE_AHEAD = 4096;  // bytes between what is read and what is asked for
+constexpr int64_t DENSE_AHEAD = 1024;  // bytes between what is read and what is asked for
 
 // Rows of inputs, float32, the same in the order of bfloat16's pairs, and rounded to 8 bits for the form of matrix
 // they were last rounded for.
@@ -18,61 +18,53 @@ struct Inputs {
     const float* for_rows(const bf16*) const { return ordered; }
 };
 
-// Outputs of O rows of 16 or 32 bits for R rows of inputs. Each is the sum of two chains and what is left over, in an
-// order that depends on nothing else.
-template <int O, int R, class T>
-static inline void dense_outputs(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
-    vf sums[O][R][2];
+// One output for R rows of inputs, from a row of weights of 16 or 32 bits. It is the sum of four chains and what is left
+// over, in an order that depends on nothing else. Two rows of weights at a time would be two streams out of memory, which
+// were a quarter slower than one.
+template <int R, class T>
+static inline void dense_output(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
+    vf sums[R][4], w[4];
 #pragma GCC unroll 8
-    for (int o = 0; o < O; o++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[o][r][0] = sums[o][r][1] = vzero();
+        for (int c = 0; c < 4; c++) sums[r][c] = vzero();
     int64_t i = 0;
-    for (; i + 2 * W <= d_in; i += 2 * W) {
-        vf low[O], high[O];
+    for (; i + 4 * W <= d_in; i += 4 * W) {
+        for (int64_t line = 0; line < 4 * W * (int64_t)sizeof(T); line += 64)
+            __builtin_prefetch((const char*)(weights + i) + DENSE_AHEAD + line);
+        load_two(weights + i, &w[0], &w[1]);
+        load_two(weights + i + 2 * W, &w[2], &w[3]);
 #pragma GCC unroll 8
-        for (int o = 0; o < O; o++) {
-            const T* from = weights + o * d_in + i;
-            for (int64_t line = 0; line < 2 * W * (int64_t)sizeof(T); line += 64)
-                __builtin_prefetch((const char*)from + DENSE_AHEAD + line);
-            load_two(from, &low[o], &high[o]);
-        }
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            vf a = vload(x + r * d_in + i), b = vload(x + r * d_in + i + W);
-#pragma GCC unroll 8
-            for (int o = 0; o < O; o++) {
-                sums[o][r][0] = vfma(low[o], a, sums[o][r][0]);
-                sums[o][r][1] = vfma(high[o], b, sums[o][r][1]);
-            }
-        }
+            for (int c = 0; c < 4; c++) sums[r][c] = vfma(w[c], vload(x + r * d_in + i + c * W), sums[r][c]);
+    }
+    if (i + 2 * W <= d_in) {
+        load_two(weights + i, &w[0], &w[1]);
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < 2; c++) sums[r][c] = vfma(w[c], vload(x + r * d_in + i + c * W), sums[r][c]);
+        i += 2 * W;
     }
     for (int64_t n; i < d_in; i += W) {
         n = d_in - i < W ? d_in - i : W;
-        for (int o = 0; o < O; o++)
-            for (int r = 0; r < R; r++)
-                sums[o][r][0] = vfma(load(weights + o * d_in + i, n), load(x + r * d_in + i, n), sums[o][r][0]);
+        for (int r = 0; r < R; r++) sums[r][0] = vfma(load(weights + i, n), load(x + r * d_in + i, n), sums[r][0]);
     }
-    for (int o = 0; o < O; o++)
-        for (int r = 0; r < R; r++) y[r * stride + o] = hsum(sums[o][r][0] + sums[o][r][1]);
-}
-
-template <int O, class T>
-static inline void dense_rows(const gs_matrix& m, const Inputs& in, int64_t output, float* y) {
-    const T* weights = (const T*)m.values + output * m.d_in;
-    const float* x = in.for_rows(weights);
-    int64_t row = 0;
-    for (; row + 4 <= in.n_rows; row += 4)
-        dense_outputs<O, 4>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
-    for (; row < in.n_rows; row++)
-        dense_outputs<O, 1>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+    for (int r = 0; r < R; r++) y[r * stride] = hsum((sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]));
 }
 
 template <class T>
 static void dense_block(const gs_matrix& m, const Inputs& in, int64_t block, float* y) {
-    int64_t output = block * GS_QUANT_BLOCK, end = output + GS_QUANT_BLOCK < m.d_out ? output + GS_QUANT_BLOCK : m.d_out;
-    for (; output + 2 <= end; output += 2) dense_rows<2, T>(m, in, output, y);
-    if (output < end) dense_rows<1, T>(m, in, output, y);
+    constexpr int ROWS = W == 16 ? 4 : 2;  // what fits the registers
+    const int64_t begin = block * GS_QUANT_BLOCK, end = begin + GS_QUANT_BLOCK < m.d_out ? begin + GS_QUANT_BLOCK : m.d_out;
+    for (int64_t output = begin; output < end; output++) {
+        const T* weights = (const T*)m.values + output * m.d_in;
+        const float* x = in.for_rows(weights);
+        int64_t row = 0;
+        for (; row + ROWS <= in.n_rows; row += ROWS)
+            dense_output<ROWS>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+        for (; row < in.n_rows; row++)
+            dense_output<1>(weights, x + row * m.d_in, m.d_in, y + row * m.d_out + output, m.d_out);
+    }
 }
 
 template <int BITS>
