@@ -116,7 +116,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"folder of the file must exist; got '.*nowhere'"):
         save(tmp_path / "nowhere" / "x.gguf")
     (tmp_path / "mine.gguf").write_text("notes")
-    with pytest.raises(StorageError, match=r"must be new or a GGUF file; got '.*mine.gguf', which is something else"):
+    with pytest.raises(StorageError, match=r"must be new or one of its kind; got '.*mine.gguf', which is something else"):
         save(tmp_path / "mine.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.gguf"]
 

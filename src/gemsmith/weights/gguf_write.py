@@ -1,9 +1,6 @@
 """A network and its tokenizer -> a GGUF file that llama.cpp and its kin read, whole or not at all."""
 
-import os
-import shutil
 import struct
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,6 @@ from gemsmith.config import ModelConfig
 from gemsmith.errors import ConfigError, StorageError
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
-from gemsmith.weights.foreign import is_gguf
 from gemsmith.weights.gguf_blocks import BY_NAME, BlockFormat
 from gemsmith.weights.gguf_config import check_expressible, parse_metadata, render_metadata
 from gemsmith.weights.gguf_encode import encode_blocks
@@ -26,7 +22,7 @@ from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS,
 from gemsmith.weights.gguf_metadata import Metadata
 from gemsmith.weights.gguf_names import is_shifted, tensor_name
 from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
-from gemsmith.weights.memory import in_gb
+from gemsmith.weights.whole_file import replacing_file
 
 # What --type may say -> (format of matrices, the number general.file_type gives it).
 TYPES = {"f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
@@ -90,21 +86,10 @@ def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, k
     metadata = _metadata(network.config, tokenizer, kind=kind, name=name)
     tensors = dict(_tensors(network, kind))
     n_bytes = sum(_n_bytes(tensor, block) for tensor, block in tensors.values())
-    _check_place(path, n_bytes)
-    partial = path.with_name(f".{path.name}.saving-{uuid.uuid4().hex[:8]}")
-    try:
-        with partial.open("xb") as file:
-            _write(file, metadata, tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"file must be writable; got {error.strerror!r} while saving {str(path)!r}. What was there before is "
-            "unchanged. Make room or choose another place."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix != ".gguf":
+        raise StorageError(f"file must be called something.gguf; got {str(path)!r}. Add .gguf to its name.")
+    with replacing_file(path, is_ours=_begins_as_gguf, n_bytes=n_bytes) as partial, partial.open("xb") as file:
+        _write(file, metadata, tensors)
     names = [block.name for _, block in tensors.values()]
     return Written(path, path.stat().st_size, {name: names.count(name) for name in dict.fromkeys(names)})
 
@@ -143,22 +128,9 @@ def _n_bytes(tensor: Tensor, block: BlockFormat) -> int:
     return tensor.numel() // block.n_items * block.n_bytes
 
 
-def _check_place(path: Path, n_bytes: int) -> None:
-    if path.suffix != ".gguf":
-        raise StorageError(f"file must be called something.gguf; got {str(path)!r}. Add .gguf to its name.")
-    if path.exists() and not (is_gguf(path) and path.read_bytes()[:4] == MAGIC):
-        raise StorageError(
-            f"file must be new or a GGUF file; got {str(path)!r}, which is something else. Choose another name, "
-            "so that nothing is lost."
-        )
-    if not path.parent.is_dir():
-        raise StorageError(f"folder of the file must exist; got {str(path.parent)!r}. Make it first.")
-    free = shutil.disk_usage(path.parent).free
-    if n_bytes > free:
-        raise StorageError(
-            f"disk must have room for the whole file; got {in_gb(free)} for {in_gb(n_bytes)} at {str(path)!r}. "
-            "Make room or choose another disk."
-        )
+def _begins_as_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, BlockFormat]]) -> None:
