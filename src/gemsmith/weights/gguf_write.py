@@ -88,6 +88,8 @@ def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, k
     n_bytes = sum(_n_bytes(tensor, block) for tensor, block in tensors.values())
     if path.suffix != ".gguf":
         raise StorageError(f"file must be called something.gguf; got {str(path)!r}. Add .gguf to its name.")
+    if not path.parent.is_dir():
+        raise StorageError(f"folder of the file must exist; got {str(path.parent)!r}. Make it first.")
     with replacing_file(path, is_ours=_begins_as_gguf, n_bytes=n_bytes) as partial, partial.open("xb") as file:
         _write(file, metadata, tensors)
     names = [block.name for _, block in tensors.values()]
