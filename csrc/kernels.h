@@ -99,5 +99,3 @@ GS_EXPORT int32_t gs_select(const char* isa);
 // that is visible to the whole process; failing that, run on one thread. Returns 1 where threads are shared.
 GS_EXPORT int32_t gs_share_openmp(const char* path);
 GS_EXPORT int32_t gs_max_threads(void);
-// Ask for large pages under memory that nobody has touched yet; no promise.
-GS_EXPORT void gs_prefer_huge_pages(void* start, int64_t n_bytes);

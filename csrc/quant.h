@@ -35,4 +35,8 @@ struct gs_quant_call {
     /* From values as kernels.quantized has them. */                                                          \
     KERNEL(pack_quantized,                                                                                    \
            (const uint8_t* values, uint8_t* packed, int64_t d_in, int64_t d_out, int32_t bits),               \
-           (values, packed, d_in, d_out, bits))
+           (values, packed, d_in, d_out, bits))                                                                \
+    /* Scales or zeros, of 1, 2 or 4 bytes each, into [blocks, n_groups, 16]; 0 beyond d_out. */              \
+    KERNEL(pack_groups,                                                                                       \
+           (const void* from, void* to, int64_t n_groups, int64_t d_out, int32_t item_bytes),                 \
+           (from, to, n_groups, d_out, item_bytes))

@@ -7,7 +7,6 @@
 #endif
 #if defined(__linux__)
 #include <linux/futex.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -88,14 +87,6 @@ int32_t gs_share_openmp(const char* path) {
     }
 #endif
     return 0;
-}
-
-void gs_prefer_huge_pages(void* start, int64_t n_bytes) {
-#if defined(__linux__)
-    const uintptr_t page = 1 << 21, begin = ((uintptr_t)start + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)start + (uintptr_t)n_bytes) / page * page;
-    if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 int32_t gs_max_threads(void) { return shared.parallel && !shared.in_parallel() ? shared.max_threads() : 1; }

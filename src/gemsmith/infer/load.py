@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from gemsmith.infer.allocator import tune_allocator
 from gemsmith.infer.device import choose_device, choose_dtype
 from gemsmith.infer.lm import GEMMA_SAMPLING, LM
 from gemsmith.infer.sample import Sampling
+from gemsmith.kernels.large_pages import settle
 from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.quantized import QuantizedEmbedding, QuantizedLinear, quantize_network
 from gemsmith.model.transformer import Transformer
@@ -71,17 +74,20 @@ def load(
         stored = next(iter(model.formats))
         chosen = choose_dtype(dtype, stored=model.stored_dtype, device=place)
         loaded = model.network(dtype=chosen, device=place, is_native=pack and place.type == "cpu")
-        tokenizer, sampling = model.tokenizer(), GEMMA_SAMPLING
+        read_tokenizer, sampling = model.tokenizer, GEMMA_SAMPLING
     else:
         stored = stored_dtype(path)
         chosen = choose_dtype(dtype, stored=stored, device=place)
         loaded = load_network(path, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
-        tokenizer, sampling = Tokenizer.load(path), suggested_sampling(read_generation_config(path))
-    if bits is not None:
-        _round(loaded.network, bits)
-    if pack:
-        loaded.network.pack(release=loaded.files.release)
-    lm = LM(loaded.network, tokenizer, name=str(name), sampling=sampling, cache_dtype=cache_dtype)
+        read_tokenizer, sampling = partial(Tokenizer.load, path), suggested_sampling(read_generation_config(path))
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(read_tokenizer)  # packing leaves Python alone, so both go on at once
+        if bits is not None:
+            _round(loaded.network, bits)
+        if pack:
+            loaded.network.pack(release=loaded.files.release)
+            settle(loaded.network.buffers())
+    lm = LM(loaded.network, tokenizer.result(), name=str(name), sampling=sampling, cache_dtype=cache_dtype)
     threads = f", {torch.get_num_threads()} threads" if place.type == "cpu" else ""
     said = _words(chosen) if _words(chosen) == stored else f"{_words(chosen)} (stored in {stored})"
     _log.info("%s: %.1fM parameters in %s on %s%s", name, lm.config.n_params / 1e6, said, place, threads)

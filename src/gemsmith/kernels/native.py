@@ -40,6 +40,7 @@ _SIGNATURES = {
     "quantized_linears": "pi",
     "quantized_feed_forward": "p",
     "pack_quantized": "ppnni",
+    "pack_groups": "ppnni",
     "dense_linear": "pppnnni",
     "cached_attention": "p",
     "decode": "p",
@@ -141,7 +142,6 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, f"{path.name} has version {found}, not {ABI} (run make kernels)"
     for name in ("gs_isa", "gs_available"):
         getattr(loaded, name).restype = ctypes.c_char_p
-    loaded.gs_prefer_huge_pages.argtypes, loaded.gs_prefer_huge_pages.restype = [ctypes.c_void_p, ctypes.c_int64], None
     for name in ("gs_share_openmp", "gs_select"):
         getattr(loaded, name).argtypes = [ctypes.c_char_p]
     for name, letters in _SIGNATURES.items():

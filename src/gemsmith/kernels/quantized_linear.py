@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -56,8 +55,6 @@ def pack(q: Quantized) -> Packed:
     d_out, d_in = q.shape
     n_blocks, n_units = -(-d_out // _BLOCK), -(-d_in // ACTIVATION_GROUP)
     values, packed = q.values.contiguous(), torch.empty(n_blocks, n_units, 64 * q.scheme.bits, dtype=torch.uint8)
-    # Touching them first costs a second of a 2B model's load; reading the matrix for every token gains more.
-    native.need().gs_prefer_huge_pages(packed.data_ptr(), packed.numel())
     native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
     zeros = q.zeros
     if zeros is not None:
@@ -191,8 +188,10 @@ def _flip(values: Tensor) -> Tensor:
 
 def _blocks(x: Tensor) -> Tensor:
     """Bring [d_out, n_groups] into blocks of 16 outputs: [blocks, n_groups, 16]."""
-    whole = F.pad(x, (0, 0, 0, -len(x) % _BLOCK)) if len(x) % _BLOCK else x
-    return whole.reshape(-1, _BLOCK, x.shape[1]).transpose(1, 2).contiguous()
+    d_out, n_groups = x.shape
+    x, blocks = x.contiguous(), x.new_empty(-(-d_out // _BLOCK), n_groups, _BLOCK)
+    native.need().gs_pack_groups(x.data_ptr(), blocks.data_ptr(), n_groups, d_out, x.element_size())
+    return blocks
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
