@@ -40,12 +40,17 @@ static inline void write_vector(const float* x, int64_t n, byte* out, float* sca
     for (int64_t i = 0; i < n; i++) out[i].bits = is_plain ? (int8_t)lrintf(x[i] * inverse) : 0;
 }
 
-constexpr int64_t KEYS_AHEAD = 8;  // vectors between what is read and what is asked for; it may lie beyond the cache
-
-template <class C>
-static inline void ask_for(const C* from, int64_t n) {
-    for (int64_t at = 0; at < n * (int64_t)sizeof(C); at += 64) __builtin_prefetch((const char*)from + at);
-}
+// Memory that will be read soon, asked for bit by bit while something else is computed. It goes to the second cache: a
+// chunk is too long for the first, whose few open requests are left to what is read now.
+struct Ahead {
+    const char *next, *end;
+    template <class C>
+    static Ahead of(const C* from, int64_t n) { return Ahead{(const char*)from, (const char*)(from + n)}; }
+    void ask(int64_t n_bytes) {
+        const char* stop = n_bytes < end - next ? next + n_bytes : end;
+        for (; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+    }
+};
 
 // Products of a pair of queries with K keys.
 template <int K, class C>
@@ -77,7 +82,7 @@ static inline void dots(const float* q, const C* keys, int64_t head_dim, float* 
 // Add to out [2, head_dim] the values of n places, weighted.
 template <class C>
 static void add_values(const C* values, const float* first, const float* second, int64_t n, int64_t head_dim,
-                       float* out) {
+                       float* out, Ahead& ahead) {
     constexpr int PAIRS = 2;
     constexpr int64_t WIDTH = PAIRS * 2 * W;
     int64_t i = 0;
@@ -86,6 +91,7 @@ static void add_values(const C* values, const float* first, const float* second,
 #pragma GCC unroll 4
         for (int j = 0; j < 2 * PAIRS; j++) a[j] = vload(out + i + j * W), b[j] = vload(out + head_dim + i + j * W);
         for (int64_t s = 0; s < n; s++) {
+            ahead.ask(WIDTH * sizeof(C));
             vf p = vset(first[s]), r = vset(second[s]);
 #pragma GCC unroll 4
             for (int j = 0; j < PAIRS; j++) {
@@ -156,40 +162,78 @@ static inline void soften(float* scores, int64_t n, float cap, float* most, floa
     *sum = hsum(total);
 }
 
-// One pair of heads (the second may be a copy of the first) over positions begin to end: what they collect,
-// unnormalized, behind the largest score and the sum of weights, at `first` and at `second`.
+// A pair of queries on its way through a chunk: its products with keys, and the values it collects.
 template <class C>
-static void read_pair(const gs_decode_layer& layer, const Cached<C>& cache, const float* q, int64_t begin, int64_t end,
-                      float* first, float* second) {
-    float scores[2][CHUNK], ordered[2 * MAX_HEAD_DIM], sums[2 * MAX_HEAD_DIM];
-    const int64_t n = end - begin, head_dim = cache.head_dim;
-    order_pairs(cache.keys, q, ordered, head_dim, false);
-    order_pairs(cache.keys, q + head_dim, ordered + head_dim, head_dim, false);
-    runs(begin, end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
-        float *a = scores[0] + offset, *b = scores[1] + offset;
-        const C* keys = cache.keys + place * head_dim;
+struct Pair {
+    const int64_t head_dim;
+    float ordered[2 * MAX_HEAD_DIM], sums[2 * MAX_HEAD_DIM];
+
+    Pair(const float* q, int64_t head_dim) : head_dim(head_dim) {
+        order_pairs((const C*)nullptr, q, ordered, head_dim, false);
+        order_pairs((const C*)nullptr, q + head_dim, ordered + head_dim, head_dim, false);
+        memset(sums, 0, 2 * head_dim * sizeof(float));
+    }
+    void multiply(const C* keys, int64_t n, float* first, float* second, Ahead& ahead) const {
         int64_t s = 0;
-        for (; s + 4 <= m; s += 4) {
-            ask_for(keys + (s + KEYS_AHEAD) * head_dim, 4 * head_dim);
-            ask_for(cache.values + (place + s) * head_dim, 4 * head_dim);  // read in strides, so let them wait nearby
-            dots<4>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
+        for (; s + 4 <= n; s += 4) {
+            ahead.ask(4 * head_dim * sizeof(C));
+            dots<4>(ordered, keys + s * head_dim, head_dim, first + s, second + s);
         }
-        for (; s < m; s++) dots<1>(ordered, keys + s * head_dim, head_dim, a + s, b + s);
-        for (s = 0; s < m; s++) {
+        for (; s < n; s++) dots<1>(ordered, keys + s * head_dim, head_dim, first + s, second + s);
+    }
+    void weigh(const float*, const float*, int64_t) {}
+    void add(const C* values, const float* first, const float* second, int64_t, int64_t n, Ahead& ahead) {
+        add_values(values, first, second, n, head_dim, sums, ahead);
+    }
+    void put(float* first, float* second) const {
+        order_pairs((const C*)nullptr, sums, first, head_dim, true);
+        order_pairs((const C*)nullptr, sums + head_dim, second, head_dim, true);
+    }
+};
+
+#include "decode_bytes.inl"
+
+constexpr int64_t ASKED_BETWEEN = 2048;  // bytes, so that memory has work while scores become weights
+
+// Positions begin to end of one key head, and what to ask for while keys and while values are read.
+template <class C>
+struct Chunk {
+    Cached<C> cache;
+    int64_t begin, end;
+    Ahead values, next_keys;
+};
+
+// One pair of heads (the second may be a copy of the first) over a chunk: what they collect, unnormalized, behind the
+// largest score and the sum of weights, at `first` and at `second`.
+template <class C>
+static void read_pair(const gs_decode_layer& layer, Chunk<C>& chunk, const float* q, float* first, float* second) {
+    const Cached<C>& cache = chunk.cache;
+    const int64_t n = chunk.end - chunk.begin, head_dim = cache.head_dim;
+    float a[CHUNK + 3], b[CHUNK + 3];  // bytes are multiplied four keys at a time
+    Pair<C> pair(q, head_dim);
+    runs(chunk.begin, chunk.end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
+        pair.multiply(cache.keys + place * head_dim, m, a + offset, b + offset, chunk.values);
+        for (int64_t s = 0; s < m; s++) {
             float scale = layer.scale * (cache.key_scales ? cache.key_scales[place + s] : 1.0f);
-            a[s] *= scale;
-            b[s] *= scale;
+            a[offset + s] *= scale;
+            b[offset + s] *= scale;
         }
     });
-    soften(scores[0], n, layer.cap, first, first + 1);
-    soften(scores[1], n, layer.cap, second, second + 1);
-    memset(sums, 0, 2 * head_dim * sizeof(float));
-    runs(begin, end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
-        if (cache.value_scales)
-            for (int64_t s = 0; s < m; s++)
-                for (int which = 0; which < 2; which++) scores[which][offset + s] *= cache.value_scales[place + s];
-        add_values(cache.values + place * head_dim, scores[0] + offset, scores[1] + offset, m, head_dim, sums);
+    chunk.next_keys.ask(ASKED_BETWEEN);
+    soften(a, n, layer.cap, first, first + 1);
+    chunk.next_keys.ask(ASKED_BETWEEN);
+    soften(b, n, layer.cap, second, second + 1);
+    chunk.next_keys.ask(ASKED_BETWEEN);
+    if (cache.value_scales)
+        runs(chunk.begin, chunk.end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
+            for (int64_t s = 0; s < m; s++) {
+                a[offset + s] *= cache.value_scales[place + s];
+                b[offset + s] *= cache.value_scales[place + s];
+            }
+        });
+    pair.weigh(a, b, n);
+    runs(chunk.begin, chunk.end, cache.n_places, [&](int64_t offset, int64_t place, int64_t m) {
+        pair.add(cache.values + place * head_dim, a + offset, b + offset, offset, m, chunk.next_keys);
     });
-    order_pairs(cache.values, sums, first + 2, head_dim, true);
-    order_pairs(cache.values, sums + head_dim, second + 2, head_dim, true);
+    pair.put(first + 2, second + 2);
 }

@@ -7,15 +7,20 @@ struct Team {
     int32_t n_threads;
     int64_t stage;  // each thread counts for itself
 
-    // Call work(turn) for the turns of 0..n that are this thread's, wait for the others, and enter the next stage.
+    // Call work(turn, next) for the turns of 0..n that are this thread's, wait for the others, and enter the next
+    // stage. `next` is what this thread does after `turn`, n where that is all.
     template <class Work>
     void share(int64_t n, const Work& work) {
         if (n_threads == 1) {
-            for (int64_t turn = 0; turn < n; turn++) work(turn);
+            for (int64_t turn = 0; turn < n; turn++) work(turn, turn + 1);
             return;
         }
-        int64_t* next = taken + stage++;
-        for (int64_t turn; (turn = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) work(turn);
+        int64_t* counter = taken + stage++;
+        auto take = [&] {
+            int64_t turn = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+            return turn < n ? turn : n;
+        };
+        for (int64_t turn = take(), next; turn < n; turn = next) work(turn, next = take());
         gs_wait(barrier, n_threads);
     }
 

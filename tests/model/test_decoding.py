@@ -141,6 +141,42 @@ def test_long_documents_are_put_together_from_chunks() -> None:
     )
 
 
+def test_long_documents_in_8_bits() -> None:
+    network = tiny_network("gemma2", max_seq_len=1024)
+    ours, theirs = (KVCache(network.config, capacity=1024, dtype=torch.int8) for _ in range(2))
+    for cache in (ours, theirs):
+        prefill(network, cache, (700,))
+    assert rms(by_step(network, ours, [5], [0], 2), by_modules(network, theirs, [5], [0])) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_neither_threads_nor_neighbors_nor_the_place_in_a_ring_change_a_row(dtype: torch.dtype) -> None:
+    network = tiny_network("gemma2", max_seq_len=1024)
+    caches = [KVCache(network.config, n_slots=2, capacity=1024, slack=slack, dtype=dtype) for slack in (16, 16, 16, 61)]
+    prompts = [torch.randint(0, 300, (n,), generator=torch.Generator().manual_seed(n)) for n in (530, 40)]
+    with torch.inference_mode():
+        for slot, prompt in enumerate(prompts):  # in pieces that every ring has room for
+            for start, piece in zip(range(0, len(prompt), 10), prompt.split(10), strict=True):
+                for cache in caches:
+                    layout = Layout.packed([len(piece)], starts=[start], slots=[slot])
+                    network.hidden(piece, layout, cache=cache)
+    together = by_step(network, caches[0], [5, 6], [0, 1], 1)
+    assert torch.equal(by_step(network, caches[1], [5, 6], [0, 1], 3), together)
+    assert torch.equal(by_step(network, caches[2], [5], [0])[0], together[0])
+    assert torch.equal(by_step(network, caches[3], [5, 6], [0, 1], 2), together)
+
+
+@pytest.mark.parametrize("kind", ["key_scales", "value_scales"])
+def test_nan_in_a_cache_of_8_bits_comes_out(kind: str) -> None:
+    network = tiny_network()
+    cache = KVCache(network.config, n_slots=2, capacity=64, slack=4, dtype=torch.int8)
+    prefill(network, cache, LENGTHS[:2])
+    cache.stores[kind][1][1, 0, 2] = torch.nan
+    logits = by_step(network, cache, [4, 4], [0, 1])
+    assert logits[0].isfinite().all()
+    assert logits[1].isnan().all()
+
+
 def test_nan_in_the_cache_comes_out() -> None:
     network = tiny_network()
     cache = make_cache(network)
