@@ -48,7 +48,7 @@ template <>
 struct Pair<byte> {
     const int64_t head_dim;
     alignas(64) int32_t sums[2][MAX_HEAD_DIM];
-    alignas(64) int16_t queries[2][MAX_HEAD_DIM], weights[2][CHUNK];
+    alignas(64) int16_t queries[2][MAX_HEAD_DIM], weights[2][CHUNK + 1];
     float query_step[2], weight_step[2];
 #if defined(__AVX512VNNI__)
     alignas(64) int8_t query_high[2][MAX_HEAD_DIM], query_low[2][MAX_HEAD_DIM];  // 128 high + low
@@ -216,21 +216,28 @@ struct Pair<byte> {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)some));
     }
     void add(const byte* values, const float*, const float*, int64_t offset, int64_t n, Ahead& ahead) {
-        for (int64_t i = 0; i < head_dim; i += COLUMNS)
+        for (int64_t i = 0; i < head_dim; i += COLUMNS) {
+            __m256i total[2][2];
+            for (int which = 0; which < 2; which++)
+                for (int j = 0; j < 2; j++) total[which][j] = *(const __m256i*)(sums[which] + i + j * LANES);
             for (int64_t s = 0; s < n; s += 2) {
                 ahead.ask(2 * COLUMNS);
                 const bool is_pair = s + 1 < n;
                 __m256i row = widened(values + s * head_dim + i, head_dim - i);
                 __m256i next = widened(values + (s + is_pair) * head_dim + i, head_dim - i);
                 __m256i low = _mm256_unpacklo_epi16(row, next), high = _mm256_unpackhi_epi16(row, next);
+#pragma GCC unroll 2
                 for (int which = 0; which < 2; which++) {
-                    const int16_t* weight = weights[which] + offset + s;
-                    __m256i* to = (__m256i*)(sums[which] + i);
-                    __m256i both = _mm256_set1_epi32(weight[0] | (is_pair ? weight[1] << 16 : 0));
-                    to[0] = _mm256_add_epi32(to[0], _mm256_madd_epi16(low, both));
-                    to[1] = _mm256_add_epi32(to[1], _mm256_madd_epi16(high, both));
+                    int32_t bits;
+                    memcpy(&bits, weights[which] + offset + s, 4);
+                    __m256i both = _mm256_set1_epi32(is_pair ? bits : bits & 0xffff);
+                    total[which][0] = _mm256_add_epi32(total[which][0], _mm256_madd_epi16(low, both));
+                    total[which][1] = _mm256_add_epi32(total[which][1], _mm256_madd_epi16(high, both));
                 }
             }
+            for (int which = 0; which < 2; which++)
+                for (int j = 0; j < 2; j++) *(__m256i*)(sums[which] + i + j * LANES) = total[which][j];
+        }
     }
 #else
     void add(const byte* values, const float*, const float*, int64_t offset, int64_t n, Ahead& ahead) {
