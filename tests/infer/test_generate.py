@@ -118,6 +118,16 @@ def test_the_cache_has_room_for_the_request_and_no_more(lm: LM, monkeypatch: pyt
     assert made[0]["capacity"] == completion.n_prompt_tokens + 7 < lm.config.max_seq_len
 
 
+@pytest.mark.parametrize(("n_prompt", "is_settled"), [(9, False), (10, True)])
+def test_caches_of_long_prompts_are_brought_to_large_pages(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, n_prompt: int, is_settled: bool
+) -> None:
+    settled: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(generate_module, "settle", lambda tensors: settled.append(list(tensors)))
+    lm.generate([2] * n_prompt, max_new_tokens=20 - n_prompt, temperature=0.0)
+    assert [len(tensors) > 0 for tensors in settled] == [True] * is_settled
+
+
 def test_a_cache_larger_than_memory_is_refused_before_it_is_made(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_module, "available_bytes", lambda device: 1000)
     with pytest.raises(MemoryLimitError, match=r"the cache of 64 x \d+ tokens must fit into memory; got .* needed"):

@@ -20,6 +20,7 @@ from gemsmith.infer.sample import Picker, logprobs_of, top_logprobs
 from gemsmith.infer.settings import Settings
 from gemsmith.infer.text import TextWriter
 from gemsmith.kernels.decode_step import DecodeStep
+from gemsmith.kernels.large_pages import settle
 from gemsmith.model.cache import KVCache, cache_bytes
 from gemsmith.model.decoding import decode_step
 from gemsmith.model.layout import Layout
@@ -264,7 +265,7 @@ class Generation:
                 f"the cache of {len(self.rows)} x {capacity} tokens must fit into memory; got {in_gb(needed)} needed "
                 f"and {in_gb(free)} free on {self._device}. Ask for fewer completions or a smaller max_new_tokens."
             )
-        return KVCache(
+        cache = KVCache(
             config,
             n_slots=len(self.rows),
             capacity=capacity,
@@ -272,6 +273,10 @@ class Generation:
             dtype=dtype,
             device=self._device,
         )
+        longest = max(len(row.prompt) for row in self.rows)
+        if 2 * longest >= capacity:  # most of it will be written, and read for every token
+            settle(x for layers in cache.stores.values() for x in layers.values())
+        return cache
 
 
 def _passes(lengths: Sequence[int], size: int, *, starts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:

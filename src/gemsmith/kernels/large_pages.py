@@ -1,4 +1,4 @@
-"""Large pages under packed weights, brought there after they were filled.
+"""Large pages under packed weights and long caches, brought there in the background.
 
 Memory is read faster on large pages, but while a model opens the kernel would have to make room for each of them
 first, and that takes longer than all the packing. So weights are packed on small pages, and a thread of the
