@@ -12,6 +12,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from threading import Thread
 
 from torch import Tensor
@@ -55,7 +56,8 @@ def whole_pages(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _exchange(ranges: list[tuple[int, int]]) -> None:
     """Exchange the pages of ranges, those of them for which there is room."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
+    with suppress(OSError):  # where a container forbids it
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     for start, stop in ranges:
         for at in range(start, stop, _PIECE):
