@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gemsmith.infer.generate as generate_module
 import gemsmith.infer.score as score_module
 from gemsmith.chat import Turn
 from gemsmith.errors import ChatError, ConfigError, PromptError, TokenizerError
@@ -214,6 +215,20 @@ def test_an_int8_cache_writes_nearly_as_probable_texts(lm: LM, tokenizer: Tokeni
     assert rounded == pytest.approx(exact, abs=0.1)
     first, again = (small.generate("the fox", n=2, max_new_tokens=12, seed=5) for _ in range(2))
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
+
+
+@pytest.mark.parametrize("n_tokens", [3, 9, 19])
+@pytest.mark.parametrize(("dtype", "cache_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_cache_may_have_another_dtype_than_the_network(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: str, cache_dtype: str, n_tokens: int
+) -> None:
+    for module in (generate_module, score_module):
+        monkeypatch.setattr(module, "PREFILL_CHUNK", 16)
+    network = tiny_network("gemma2", vocab_size=tokenizer.vocab_size).to(getattr(torch, dtype))
+    token_ids = [2, *torch.randint(300, 400, (n_tokens - 1,)).tolist()]
+    plain, other = LM(network, tokenizer), LM(network, tokenizer, cache_dtype=cache_dtype)
+    assert other.score(token_ids).logprobs == pytest.approx(plain.score(token_ids).logprobs, abs=0.05)
+    assert len(other.generate(token_ids, max_new_tokens=3, temperature=0.0).token_ids) > 0
 
 
 def test_caches_of_other_dtypes_are_refused(lm: LM, tokenizer: Tokenizer) -> None:

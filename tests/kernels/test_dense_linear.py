@@ -38,3 +38,9 @@ def test_nan_comes_out() -> None:
     found = dense_linear.linear(x, torch.ones(5, 40))
     assert found[0].isfinite().all()
     assert found[1].isnan().all()
+
+
+def test_inputs_of_another_width_are_left_to_torch_which_refuses_them() -> None:
+    weight = torch.ones(5, 20)
+    assert not any(dense_linear.is_suitable(x, weight) for x in (torch.ones(1, 40), torch.ones(3, 10), torch.ones(40)))
+    assert dense_linear.is_suitable(torch.ones(20), weight) == native.is_loaded()

@@ -5,6 +5,7 @@ from torch import Tensor
 from against_plain import numbers
 from gemsmith.kernels import fused_geglu, native, quantized_linear
 from gemsmith.kernels.quantized import Quantized, Scheme, dequantize, plain_quantized_linear, quantize
+from gemsmith.model import ops
 
 # (d_in, group): units that are not full, several groups, groups of several units.
 SHAPES = [(34, None), (64, 32), (128, 64), (256, 128), (192, None)]
@@ -208,3 +209,16 @@ def test_shapes_are_known_without_computing() -> None:
     assert (out.shape, out.device.type) == ((3, 20), "meta")
     out = torch.ops.gemsmith.quantized_feed_forward(x, *(3 * part for part in matrix), [1, 64, 32] * 2 + [1, 32, 64])
     assert (out.shape, out.device.type) == ((3, 64), "meta")
+
+
+@needs_library
+def test_inputs_of_another_width_are_refused() -> None:
+    packed = quantized_linear.pack(example(Scheme(8, None), 40, 24))
+    wide = quantized_linear.pack(example(Scheme(8, None), 24, 24))
+    for x in (torch.ones(2, 8), torch.ones(2, 80)):
+        assert not quantized_linear.is_suitable(x, packed)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            ops.quantized_linear(x, packed)
+    x = torch.ones(32, 40)
+    assert quantized_linear.can_feed(x, packed, packed, wide)
+    assert not quantized_linear.can_feed(x, packed, packed, packed)

@@ -122,6 +122,22 @@ def test_look_up_gives_the_stored_rows(is_packed: bool) -> None:
     torch.testing.assert_close(given, torch.stack((rows[0], torch.ones(40), rows[2])))
 
 
+def test_ids_without_a_row_are_refused_packed_or_not() -> None:
+    network = quantize_network(tiny_network(), in_4_bits)
+    n_rows = network.config.vocab_size
+    for _ in range(2):
+        for token_id in (-1, n_rows):
+            with pytest.raises(IndexError, match=f"token ids must be from 0 to {n_rows - 1}; got {token_id}"):
+                network(torch.tensor([[2, token_id]]))
+        network.pack()
+
+
+def test_what_is_in_few_bits_already_is_not_rounded_again() -> None:
+    network = quantize_network(tiny_network(), in_8_bits)
+    with pytest.raises(ConfigError, match="network must be dense; got one with matrices in few bits"):
+        quantize_network(network, in_4_bits)
+
+
 @needs_library
 def test_state_dict_holds_the_plain_order_and_comes_back() -> None:
     network = quantize_network(tiny_network(), in_4_bits)
@@ -133,9 +149,9 @@ def test_state_dict_holds_the_plain_order_and_comes_back() -> None:
     other = quantize_network(tiny_network(seed=1), in_4_bits)
     other.pack()
     other.load_state_dict(saved)
+    assert all(module.is_packed for module in other.modules() if isinstance(module, Matrix))
     token_ids = torch.arange(12)[None]
     with torch.inference_mode():
-        other.pack()
         assert torch.equal(other(token_ids), network(token_ids))
         assert torch.equal(copy.deepcopy(network)(token_ids), network(token_ids))
 

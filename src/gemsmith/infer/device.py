@@ -80,10 +80,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def decode_threads(network: Transformer) -> int:
-    """Return how many threads write a token fastest: one where the weights are no more than a cache holds.
+    """Return how many threads the modules write a token with: one where the weights are no more than a cache holds.
 
-    Such products end sooner than a second thread is woken, and where others use the cores too, waiting
-    for it costs far more: pebble on two busy cores wrote 3 tokens/s with two threads, 88 with sleeping ones.
+    The compiled step tries one and all of them there. By the modules, such products end sooner than a second thread
+    is woken, and where others use the cores too, waiting for it costs far more: pebble on two busy cores wrote 3
+    tokens/s with two threads, 88 with sleeping ones.
     """
     n_bytes = sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers()))
     return 1 if network.device.type == "cpu" and n_bytes <= _CACHED_BYTES else torch.get_num_threads()

@@ -15,7 +15,8 @@ def is_suitable(x: Tensor, weight: Tensor) -> bool:
     """Tell whether the kernel serves this product: of few rows, without a gradient."""
     n_rows = x.numel() // max(1, x.shape[-1])
     has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return 0 < n_rows <= MAX_ROWS and not has_gradient and native.serves(x, weight)
+    fits = x.ndim > 0 and x.shape[-1] == weight.shape[1]
+    return fits and 0 < n_rows <= MAX_ROWS and not has_gradient and native.serves(x, weight)
 
 
 def linear(x: Float[Tensor, "*T d_in"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*T d_out"]:

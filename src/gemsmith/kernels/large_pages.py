@@ -22,7 +22,7 @@ _COLLAPSE = 25
 _PAGE = 2 << 20
 _PIECE = 4 * _PAGE  # exchanged in one call
 _LEAST_BYTES = 64 << 20  # less lies in caches
-_UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # what a kernel without it says
+_UNKNOWN = (errno.EINVAL, errno.ENOSYS, errno.EPERM)  # what a kernel without it says, and others of some pieces
 
 
 def settle(tensors: Iterable[Tensor]) -> Thread | None:
@@ -58,9 +58,11 @@ def _exchange(ranges: list[tuple[int, int]]) -> None:
     """Exchange the pages of ranges, those of them for which there is room."""
     with suppress(OSError):  # where a container forbids it
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise, is_known = ctypes.CDLL(None, use_errno=True).madvise, False
     for start, stop in ranges:
         for at in range(start, stop, _PIECE):
             size = min(_PIECE, stop - at)
-            if madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _COLLAPSE) and ctypes.get_errno() in _UNKNOWN:
+            if not madvise(ctypes.c_void_p(at), ctypes.c_size_t(size), _COLLAPSE):
+                is_known = True
+            elif not is_known and ctypes.get_errno() in _UNKNOWN:
                 return

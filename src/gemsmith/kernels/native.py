@@ -18,7 +18,7 @@ from gemsmith.kernels.openmp import loaded_runtimes
 
 PATH = Path(__file__).with_name("_gemsmith.so")
 # The version of csrc/kernels.h this file was written for.
-ABI = 3
+ABI = 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # What GEMSMITH_ISA may say -> the sets that stand for it, the best first.
 _ISA_NAMES = {"portable": ("portable",), "avx2": ("avx2",), "avx512": ("avx512_bf16", "avx512"), "amx": ("amx",)}
@@ -136,17 +136,17 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
     try:
         loaded = ctypes.CDLL(str(path))
         found = loaded.gs_abi()
+        if found != ABI:
+            return None, f"{path.name} has version {found}, not {ABI} (run make kernels)"
+        for name in ("gs_isa", "gs_available"):
+            getattr(loaded, name).restype = ctypes.c_char_p
+        for name in ("gs_share_openmp", "gs_select"):
+            getattr(loaded, name).argtypes = [ctypes.c_char_p]
+        for name, letters in _SIGNATURES.items():
+            function = getattr(loaded, f"gs_{name}")
+            function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
     except (OSError, AttributeError) as error:
-        return None, f"{path.name} cannot be loaded ({error})"
-    if found != ABI:
-        return None, f"{path.name} has version {found}, not {ABI} (run make kernels)"
-    for name in ("gs_isa", "gs_available"):
-        getattr(loaded, name).restype = ctypes.c_char_p
-    for name in ("gs_share_openmp", "gs_select"):
-        getattr(loaded, name).argtypes = [ctypes.c_char_p]
-    for name, letters in _SIGNATURES.items():
-        function = getattr(loaded, f"gs_{name}")
-        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+        return None, f"{path.name} cannot be loaded ({error}; run make kernels)"
     return loaded, ""
 
 

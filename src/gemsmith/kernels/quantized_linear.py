@@ -80,7 +80,8 @@ def unpack(packed: Packed, rows: Int[Tensor, " R"] | None = None) -> Quantized:
 
 def is_suitable(x: Tensor, packed: Packed) -> bool:
     """Tell whether the kernels serve this input: they have no gradient."""
-    return native.serves(x) and packed.values.device == x.device and not (x.requires_grad and torch.is_grad_enabled())
+    fits = x.ndim > 0 and x.shape[-1] == packed.shape[1] and packed.values.device == x.device
+    return fits and native.serves(x) and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def linear(x: Float[Tensor, "*T d_in"], packed: Packed) -> Float[Tensor, "*T d_out"]:
@@ -99,7 +100,9 @@ def can_feed(x: Tensor, gate: Packed, up: Packed, down: Packed) -> bool:
     return (
         x.ndim == 2
         and len(x) >= _LEAST_FED_ROWS
-        and all(is_suitable(x, packed) for packed in (gate, up, down))
+        and all(is_suitable(x, packed) for packed in (gate, up))
+        and down.values.device == x.device
+        and down.shape[1] == gate.shape[0]
         and (gate.scheme, gate.shape, gate.scales.dtype) == (up.scheme, up.shape, up.scales.dtype)
     )
 

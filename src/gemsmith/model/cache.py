@@ -133,11 +133,11 @@ class KVCache:
     def read(
         self, index: int, slots: slice, places: slice, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "n K S H"], Float[Tensor, "n K S H"]]:
-        """Return keys and values of layer `index` for arithmetic in `dtype`; as they lie where they are not int8."""
+        """Return keys and values of layer `index` in `dtype`."""
         part = (slots, slice(None), places)
         k, v = self.keys[index][part], self.values[index][part]
         if self.dtype != torch.int8:
-            return k, v
+            return k.to(dtype), v.to(dtype)
         return (
             widened(k, self.key_scales[index][part], dtype),
             widened(v, self.value_scales[index][part], dtype),

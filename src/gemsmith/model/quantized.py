@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gemsmith.errors import ConfigError
 from gemsmith.kernels import quantized_linear
 from gemsmith.kernels.quantized import Quantized, Scheme, dequantize, quantize
 from gemsmith.kernels.quantized_linear import Packed
@@ -76,8 +77,11 @@ class Matrix(nn.Module):
                 destination[prefix + name] = getattr(q, name)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        was_packed = self.is_packed
         self._hold(self.plain())
         super()._load_from_state_dict(*arguments)
+        if was_packed:
+            self.pack()
 
 
 class QuantizedLinear(Linear):
@@ -140,7 +144,15 @@ class QuantizedEmbedding(Embedding):
         return ops.quantized_linear(hidden, self.matrix.stored)
 
     def look_up(self, token_ids: Int[Tensor, " T"], dtype: torch.dtype | None) -> Float[Tensor, "T D"]:
-        """Return rows of the table, float32 by default."""
+        """Return rows of the table, float32 by default.
+
+        Raises:
+            IndexError: An id without a row, as the dense table has it.
+        """
+        n_rows = self.matrix.shape[0]
+        if len(token_ids) and (int(token_ids.min()) < 0 or int(token_ids.max()) >= n_rows):
+            bad = int(token_ids[(token_ids < 0) | (token_ids >= n_rows)][0])
+            raise IndexError(f"token ids must be from 0 to {n_rows - 1}; got {bad}. Encode with the model's tokenizer.")
         return dequantize(self.matrix.plain(token_ids), dtype or torch.float32)
 
 
@@ -158,8 +170,13 @@ def quantize_network(
         scale_dtype: Of the scales; the weights' by default.
 
     Raises:
-        ConfigError: A scheme does not fit the shape of its matrix, or a weight is not finite.
+        ConfigError: A scheme does not fit the shape of its matrix, a weight is not finite, or a matrix is in few
+            bits already.
     """
+    if any(isinstance(module, Matrix) for module in network.modules()):
+        raise ConfigError(
+            "network must be dense; got one with matrices in few bits. Start from the model it was made of."
+        )
 
     def change(name: str, linear: Linear) -> nn.Module:
         scheme = choose(name, linear)
