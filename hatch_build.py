@@ -37,7 +37,7 @@ X86_UNITS = {
     "isa_avx2": AVX2,
     "isa_avx512": AVX512,
     "isa_avx512_bf16": BF16,
-    "isa_amx": (*BF16, "-mamx-tile", "-mamx-bf16"),
+    "isa_amx": (*BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 
 
@@ -107,11 +107,14 @@ def compile_library(compiler: list[str], source: Path, library: Path) -> str:
 
 def compile_program(compiler: list[str], source: Path, program: Path, *, is_sanitized: bool) -> str:
     """Compile the test program, kernels included; return what the compiler said where it failed, "" otherwise."""
-    tests = {path.stem: () for path in sorted(source.glob("test_*.cpp"))}
+    known = units(compiler)
+    # test_tiles_X has the flags of isa_X.
+    stems = [path.stem for path in sorted(source.glob("test_*.cpp"))]
+    tests = {stem: known.get(stem.replace("test_tiles_", "isa_"), ()) for stem in stems}
     flags, link = ("-O1", *(flag for flag in FLAGS if flag not in NOT_FOR_TESTS)), ("-rdynamic", *link_flags())
     if is_sanitized:
         flags, link = (*flags, *SANITIZERS), (*link, *SANITIZERS)
-    return compile_units(compiler, source, program, flags=flags, own={**units(compiler), **tests}, link=link)
+    return compile_units(compiler, source, program, flags=flags, own={**known, **tests}, link=link)
 
 
 def compile_units(

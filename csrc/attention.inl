@@ -14,8 +14,8 @@
 #include "attention_forward.inl"
 #include "attention_backward.inl"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-typedef Tiles<TileRegisters> Bf16Units;
+#if defined(GS_TILE_REGISTERS)
+typedef Tiles<GS_TILE_REGISTERS> Bf16Units;
 #elif defined(__AVX512BF16__)
 typedef Pairs Bf16Units;
 #else

@@ -55,11 +55,11 @@ Processor examine() {
     bool foundation = has_bit(b, 16), dq = has_bit(b, 17), bw = has_bit(b, 30), vl = has_bit(b, 31);
     bool vnni = has_bit(c, 11);
     found.avx512 = found.avx2 && (saved & zmm) == zmm && foundation && dq && bw && vl;
-    bool amx_bf16 = has_bit(d, 22), amx_tile = has_bit(d, 24);
+    bool amx = has_bit(d, 22) && has_bit(d, 24) && has_bit(d, 25);  // bfloat16, registers, bytes
     unsigned n_leaves = a, a1 = 0;
     bool has_more = n_leaves >= 1 && __get_cpuid_count(7, 1, &a1, &b, &c, &d);
     found.avx512_bf16 = found.avx512 && vnni && has_more && has_bit(a1, 5);
-    found.amx = found.avx512_bf16 && (saved & tiles) == tiles && amx_tile && amx_bf16 && may_use_tiles();
+    found.amx = found.avx512_bf16 && (saved & tiles) == tiles && amx && may_use_tiles();
     return found;
 }
 

@@ -97,7 +97,7 @@ static int64_t probe_int8(int64_t, const float*) { return 0; }
 #endif
 
 // Compiled, but like all code for tiles not yet run on a machine that has them.
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#if defined(GS_TILE_REGISTERS)
 template <bool IS_INT8>
 static void probe_tiles_round() {
 #define GS_FOUR(instruction)                                       \
@@ -115,13 +115,11 @@ static int64_t probe_tiles(int64_t n, const float* one) {
     alignas(64) uint32_t ones[256];
     alignas(64) uint32_t square[256];
     for (int i = 0; i < 256; i++) ones[i] = (uint32_t)*one * (IS_INT8 ? 0x01010101u : 0x3f803f80u);
-    const float* from = (const float*)(const void*)ones;
-    float* to = (float*)(void*)square;
     int64_t total = 0;
-    TileRegisters::begin();
+    TileRegisters::begin(tile_shapes(16, 16));
     TileRegisters::zero<0>(), TileRegisters::zero<1>(), TileRegisters::zero<2>(), TileRegisters::zero<3>();
-    TileRegisters::load<4>(from, 16), TileRegisters::load<5>(from, 16);
-    TileRegisters::load<6>(from, 16), TileRegisters::load<7>(from, 16);
+    TileRegisters::load<4>(ones, 64), TileRegisters::load<5>(ones, 64);
+    TileRegisters::load<6>(ones, 64), TileRegisters::load<7>(ones, 64);
     for (int64_t round = 0; round < n; round++) probe_tiles_round<IS_INT8>();
     auto add_square = [&] {
         for (int i = 0; i < 256; i++) {
@@ -130,10 +128,10 @@ static int64_t probe_tiles(int64_t n, const float* one) {
             total += IS_INT8 ? (int64_t)square[i] : (int64_t)x;
         }
     };
-    TileRegisters::store<0>(to, 16), add_square();
-    TileRegisters::store<1>(to, 16), add_square();
-    TileRegisters::store<2>(to, 16), add_square();
-    TileRegisters::store<3>(to, 16), add_square();
+    TileRegisters::store<0>(square, 64), add_square();
+    TileRegisters::store<1>(square, 64), add_square();
+    TileRegisters::store<2>(square, 64), add_square();
+    TileRegisters::store<3>(square, 64), add_square();
     TileRegisters::end();
     return total;
 }

@@ -17,7 +17,7 @@ struct gs_quant_call {
     void* y;                // [n_rows, d_out]
     const uint8_t* values;  // [blocks, units, 64 * bits]
     const void* scales;     // [blocks, groups, 16]
-    const uint8_t* zeros;   // as scales; null where every group's is the middle one
+    const uint8_t* zeros;   // as scales, 0 to 15 for 4 bits; null where every group's is the middle one
     void* scratch;          // n_rows * units * 40 bytes; null takes memory that the library keeps
     int64_t n_rows, d_in, d_out;
     int64_t group_units;  // units that share a scale

@@ -103,7 +103,7 @@ static void quant_product(const gs_quant_call* call, const QuantRows& rows) {
 template <class T>
 static void quant_products(const gs_quant_call* calls, int32_t n) {
     SharedScratch shared(calls->scratch ? 0 : quant_rows_bytes(calls));
-    const QuantRows rows = quant_rows(calls, calls->scratch ? calls->scratch : shared.data);
+    const QuantRows rows = quant_rows(calls, calls->scratch ? calls->scratch : shared.data, gemm_rows(calls->n_rows));
     for (int32_t i = 0; i < n; i++) {
         if (i == 0 || quant_middle(calls[i]) != quant_middle(calls[i - 1]))
             round_rows((const T*)calls->x, rows, calls->d_in, quant_middle(calls[i]));

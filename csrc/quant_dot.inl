@@ -2,7 +2,8 @@
 // sums, or four bytes each. Included by quant.inl.
 //
 // idot adds to each lane the products of its four bytes 0 to 255 with the four bytes -128 to 127 at x; in
-// idot_small the former are 0 to 15. iproduct multiplies lanes of 0 to 255 with a number of 16 bits.
+// idot_small the former are 0 to 15. iproduct multiplies lanes of 0 to 255 with a number of 16 bits. irepeat makes a
+// lane of each byte, four times that byte; isub_bytes subtracts bytes of 0 to 127.
 
 struct f16 {
     uint16_t bits;
@@ -24,6 +25,9 @@ static inline vi high_halves(vi w) { return low_halves(_mm512_srli_epi16(w, 4));
 static inline vf ifloat(vi x) { return _mm512_cvtepi32_ps(x); }
 static inline vi iwiden(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 static inline vi iproduct(vi small, int32_t x) { return _mm512_madd_epi16(small, iset(x)); }
+static inline vi iadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static inline vi irepeat(const uint8_t* p) { return _mm512_mullo_epi32(iwiden(p), iset(0x01010101)); }
+static inline vi isub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
 static inline vf vload(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 static inline void store_bytes(int8_t* p, vf x) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
@@ -60,6 +64,9 @@ static inline vi high_halves(vi w) { return low_halves(_mm256_srli_epi16(w, 4));
 static inline vf ifloat(vi x) { return _mm256_cvtepi32_ps(x); }
 static inline vi iwiden(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 static inline vi iproduct(vi small, int32_t x) { return _mm256_madd_epi16(small, iset(x)); }
+static inline vi iadd(vi a, vi b) { return _mm256_add_epi32(a, b); }
+static inline vi irepeat(const uint8_t* p) { return _mm256_mullo_epi32(iwiden(p), iset(0x01010101)); }
+static inline vi isub_bytes(vi a, vi b) { return _mm256_sub_epi8(a, b); }
 static inline vf vload(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 static inline void store_bytes(int8_t* p, vf x) {
     vi whole = _mm256_cvtps_epi32(x);
@@ -92,6 +99,9 @@ static inline vi high_halves(vi w) { return w >> 4 & 0x0f0f0f0fu; }
 static inline vf ifloat(vi x) { return (float)(int32_t)x; }
 static inline vi iwiden(const uint8_t* p) { return *p; }
 static inline vi iproduct(vi small, int32_t x) { return (vi)((int32_t)small * x); }
+static inline vi iadd(vi a, vi b) { return a + b; }
+static inline vi irepeat(const uint8_t* p) { return *p * 0x01010101u; }
+static inline vi isub_bytes(vi a, vi b) { return ((a | 0x80808080u) - b) ^ 0x80808080u; }
 static inline vf vload(const f16* p) {
     uint32_t sign = (uint32_t)(p->bits & 0x8000) << 16, rest = (uint32_t)(p->bits & 0x7fff) << 13, bits;
     float x;

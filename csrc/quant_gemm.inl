@@ -4,6 +4,11 @@
 // in the first one while it meets the strip's blocks.
 
 constexpr int64_t GEMM_BLOCKS = 2;              // blocks of outputs of a strip: one unit of the next product
+#if defined(GS_TILE_REGISTERS)
+constexpr int64_t GEMM_ROWS = 32;               // of the largest tiles: two registers' rows
+#else
+constexpr int64_t GEMM_ROWS = QUANT_ROWS;
+#endif
 constexpr int64_t GEMM_LEAST = 4 * QUANT_ROWS;  // from so many rows on, unpacking is worth it
 constexpr int64_t GEMM_AHEAD = 262144;          // bytes of the next strip asked for at most
 constexpr int64_t UNIT_VECTORS = 8;             // vectors of 64 bytes that hold a unit of a block, one byte per weight
@@ -27,92 +32,44 @@ struct GemmStrip {
     int64_t n_units, n_groups, group_units;
 };
 
+// Rows of the largest tiles of so many.
+static inline int64_t gemm_rows(int64_t n_rows) { return n_rows < GEMM_LEAST ? QUANT_ROWS : GEMM_ROWS; }
+
+#include "quant_vectors.inl"
+#include "quant_tiles.inl"
+
+#if defined(GS_TILE_REGISTERS)
+typedef TileGemm<GS_TILE_REGISTERS> Gemm;
+#else
+typedef VectorGemm Gemm;
+#endif
+
 // Memory for a strip of that matrix.
 struct GemmScratch {
     uint8_t* weights;
     float* factors;
     GemmScratch(Pieces& pieces, const gs_quant_call& call) {
         const GemmSizes sizes(call);
-        weights = (uint8_t*)pieces.floats(call.bits == 4 ? GEMM_BLOCKS * sizes.n_units * UNIT_VECTORS * 16 : 0);
+        weights = (uint8_t*)pieces.floats(Gemm::takes_packed(call) ? 0 : GEMM_BLOCKS * sizes.n_units * UNIT_VECTORS * 16);
         factors = pieces.floats(GEMM_BLOCKS * sizes.n_groups * GS_QUANT_BLOCK);
     }
 };
 
-// Weights of one byte each: vector 2 v holds the low halves of packed vector v, 2 v + 1 the high ones.
-static inline void unpack_halves(const uint8_t* from, uint8_t* to, int64_t n_vectors) {
-    for (int64_t v = 0; v < n_vectors; v++, from += 64, to += 128)
-        for (int64_t i = 0; i < 64; i += W * 4) {
-            vi both = iload(from + i);
-            istore(to + i, low_halves(both));
-            istore(to + 64 + i, high_halves(both));
-        }
-}
-
 static GemmStrip gemm_strip(const gs_quant_call& call, int64_t index, const GemmScratch& at) {
     const GemmSizes sizes(call);
     const int64_t first = index * GEMM_BLOCKS, left = sizes.n_blocks - first;
-    const int64_t n_blocks = left < GEMM_BLOCKS ? left : GEMM_BLOCKS, n_vectors = n_blocks * sizes.n_units * call.bits;
+    const int64_t n_blocks = left < GEMM_BLOCKS ? left : GEMM_BLOCKS;
     const int64_t scale = first * sizes.n_groups * GS_QUANT_BLOCK;
     const uint8_t* packed = call.values + first * sizes.n_units * call.bits * 64;
-    if (call.bits == 4) unpack_halves(packed, at.weights, n_vectors);
     for (int64_t i = 0; i < n_blocks * sizes.n_groups * GS_QUANT_BLOCK; i += W)
         vstore(at.factors + i, load_scales(call.scales, scale + i, call.scale_dtype));
-    return GemmStrip{call.bits == 4 ? at.weights : packed, call.zeros ? call.zeros + scale : nullptr, at.factors,
-                     first, n_blocks, sizes.n_units, sizes.n_groups, call.group_units};
-}
-
-// One part of a block of outputs for a tile of R rows, to out[r * 16]; quant_tile's sums in its order.
-template <int BITS, int R>
-static void gemm_part(const GemmStrip& strip, int64_t block, int64_t part, const int8_t* x, const float* scales,
-                      const int32_t* corrections, float* out) {
-    const uint8_t* w = strip.weights + block * strip.n_units * UNIT_VECTORS * 64 + part * W * 4;
-    const int64_t first_group = block * strip.n_groups * GS_QUANT_BLOCK + part * W;
-    const uint8_t* zeros = strip.zeros ? strip.zeros + first_group : nullptr;
-    const float* factors = strip.factors + first_group;
-    vf total[R], inner[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) total[r] = inner[r] = vzero();
-    int64_t left = strip.group_units;
-    for (int64_t unit = 1; unit <= strip.n_units; unit++) {
-        vi dots[R];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++)
-            dots[r] = zeros ? iproduct(iwiden(zeros), corrections[r]) : iset(corrections[r]);
-#pragma GCC unroll 8
-        for (int64_t v = 0; v < UNIT_VECTORS; v++) {
-            vi weight = iload(w + v * 64);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                const int8_t* four = x + r * GS_QUANT_UNIT + v * 4;
-                dots[r] = BITS == 4 ? idot_small(dots[r], weight, four) : idot(dots[r], weight, four);
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) inner[r] = vfma(ifloat(dots[r]), vset(scales[r]), inner[r]);
-        w += UNIT_VECTORS * 64, x += R * GS_QUANT_UNIT, scales += R, corrections += R;
-        if (--left && unit < strip.n_units) continue;
-        vf factor = vload(factors);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            total[r] = vfma(inner[r], factor, total[r]);
-            inner[r] = vzero();
-        }
-        left = strip.group_units, factors += GS_QUANT_BLOCK, zeros = zeros ? zeros + GS_QUANT_BLOCK : nullptr;
+    GemmStrip strip = {packed, call.zeros ? call.zeros + scale : nullptr, at.factors, first, n_blocks, sizes.n_units,
+                       sizes.n_groups, call.group_units};
+    if (!Gemm::takes_packed(call)) {
+        Gemm::unpack(call, strip, packed, at.weights);
+        strip.weights = at.weights;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) vstore(out + r * GS_QUANT_BLOCK, total[r]);
-}
-
-// Sums of the tile of `size` rows that begins at `first`: out[blocks, QUANT_ROWS, 16].
-template <int BITS>
-static void gemm_tile(const GemmStrip& strip, const QuantRows& rows, int64_t first, int64_t size, float* out) {
-    const int64_t at = first * rows.n_units;
-    auto product = size == 1 ? gemm_part<BITS, 1> : size == 2 ? gemm_part<BITS, 2> : size == 4 ? gemm_part<BITS, 4>
-                                                                                   : gemm_part<BITS, QUANT_ROWS>;
-    for (int64_t block = 0; block < strip.n_blocks; block++)
-        for (int64_t part = 0; part < PARTS; part++)
-            product(strip, block, part, rows.values + at * GS_QUANT_UNIT, rows.scales + at, rows.corrections + at,
-                    out + block * QUANT_ROWS * GS_QUANT_BLOCK + part * W);
+    return strip;
 }
 
 // Asks for the packed weights of a strip bit by bit, while another one is computed.
@@ -139,7 +96,7 @@ static void gemm_store(const gs_quant_call& call, const GemmStrip& strip, int64_
     T* y = (T*)call.y + first * call.d_out;
     for (int64_t r = 0; r < size; r++)
         for (int64_t block = 0; block < strip.n_blocks; block++) {
-            const float* from = sums + (block * QUANT_ROWS + r) * GS_QUANT_BLOCK;
+            const float* from = sums + (block * GEMM_ROWS + r) * GS_QUANT_BLOCK;
             const int64_t output = (strip.first + block) * GS_QUANT_BLOCK;
             for (int64_t i = 0; i < GS_QUANT_BLOCK && output + i < call.d_out; i += W) {
                 int64_t left = call.d_out - output - i;
@@ -151,7 +108,7 @@ static void gemm_store(const gs_quant_call& call, const GemmStrip& strip, int64_
 // y for rows that have been rounded.
 template <int BITS, class T>
 static void gemm(const gs_quant_call& call, const QuantRows& rows) {
-    const int64_t n_strips = GemmSizes(call).n_strips, n_tiles = rows.n_rows / QUANT_ROWS;
+    const int64_t n_strips = GemmSizes(call).n_strips, n_tiles = (rows.n_rows + GEMM_ROWS - 1) / GEMM_ROWS;
     take_turns(n_strips, [&](int64_t index, int32_t) {
         static thread_local Scratch scratch;
         Pieces counted = {nullptr, 0};
@@ -159,11 +116,12 @@ static void gemm(const gs_quant_call& call, const QuantRows& rows) {
         Pieces pieces = {scratch.at_least(counted.used), 0};
         const GemmStrip strip = gemm_strip(call, index, GemmScratch(pieces, call));
         GemmAhead ahead(call, index + gs_max_threads(), n_tiles);
-        alignas(64) float sums[GEMM_BLOCKS * QUANT_ROWS * GS_QUANT_BLOCK];
+        alignas(64) float sums[GEMM_BLOCKS * GEMM_ROWS * GS_QUANT_BLOCK];
+        Gemm products;
         for (int64_t first = 0, size; first < rows.n_rows; first += size) {
-            size = tile_rows(first, rows.n_rows);
+            size = tile_rows(first, rows.n_rows, rows.most);
             ahead.step();
-            gemm_tile<BITS>(strip, rows, first, size, sums);
+            products.template multiply<BITS>(strip, rows, first, size, sums);
             gemm_store<T>(call, strip, first, size, sums);
         }
     });

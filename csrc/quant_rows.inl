@@ -1,13 +1,13 @@
 // Activations in 8 bits. Included by quant.inl.
 
-// The rows of a call, rounded. They lie in tiles that are computed together: QUANT_ROWS rows each, the rest in
+// The rows of a call, rounded. They lie in tiles that are computed together: `most` rows each, the rest in
 // tiles of powers of two. Within a tile, [units, rows, 32] values, [units, rows] scales and corrections: what
 // to add to a unit's sum of products because stored weights are not the numbers they mean.
 struct QuantRows {
     int8_t* values;
     float* scales;
     int32_t* corrections;
-    int64_t n_rows, n_units;
+    int64_t n_rows, n_units, most;
 };
 
 static inline int64_t quant_rows_bytes(const gs_quant_call* call) {
@@ -15,21 +15,22 @@ static inline int64_t quant_rows_bytes(const gs_quant_call* call) {
 }
 
 // The rows of a call in memory of quant_rows_bytes.
-static inline QuantRows quant_rows(const gs_quant_call* call, void* memory) {
+static inline QuantRows quant_rows(const gs_quant_call* call, void* memory, int64_t most) {
     int64_t n_units = (call->d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT, all = call->n_rows * n_units;
     int8_t* values = (int8_t*)memory;
     float* scales = (float*)(values + all * GS_QUANT_UNIT);
-    return QuantRows{values, scales, (int32_t*)(scales + all), call->n_rows, n_units};
+    return QuantRows{values, scales, (int32_t*)(scales + all), call->n_rows, n_units, most};
 }
 
-static inline QuantRows quant_rows(const gs_quant_call* call) { return quant_rows(call, call->scratch); }
+// Those of a product of few rows, in the call's own scratch.
+static inline QuantRows quant_rows(const gs_quant_call* call) { return quant_rows(call, call->scratch, QUANT_ROWS); }
 
 // What each stored weight of a unit is more than it means, where that is the same for all.
 static inline int32_t quant_middle(const gs_quant_call& call) { return call.zeros ? 1 : call.bits == 4 ? 8 : 128; }
 
 // How many rows the tile that begins at `first` has.
-static inline int64_t tile_rows(int64_t first, int64_t n_rows) {
-    int64_t size = QUANT_ROWS;
+static inline int64_t tile_rows(int64_t first, int64_t n_rows, int64_t most = QUANT_ROWS) {
+    int64_t size = most;
     while (size > n_rows - first) size /= 2;
     return size;
 }
@@ -70,8 +71,9 @@ static void round_rows(const T* x, const QuantRows& rows, int64_t d_in, int32_t 
     share_out(rows.n_rows, 1 + 65536 / (d_in + 1), [&](int64_t begin, int64_t end, int32_t) {
         int64_t first = 0;
         for (int64_t row = begin; row < end; row++) {
-            while (first + tile_rows(first, rows.n_rows) <= row) first += tile_rows(first, rows.n_rows);
-            int64_t size = tile_rows(first, rows.n_rows), at = first * rows.n_units + (row - first);
+            int64_t size;
+            while (first + (size = tile_rows(first, rows.n_rows, rows.most)) <= row) first += size;
+            int64_t at = first * rows.n_units + (row - first);
             for (int64_t unit = 0; unit < rows.n_units; unit++, at += size) {
                 int64_t i = unit * GS_QUANT_UNIT;
                 int32_t sum;

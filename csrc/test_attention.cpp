@@ -8,43 +8,14 @@
 
 namespace {
 #include "math.inl"
+#include "tile_registers.inl"
+#include "test_tiles.h"
 #include "attention_units.inl"
 #include "attention_tiles.inl"
 #include "attention_pack.inl"
 #include "attention_weights.inl"
 #include "attention_forward.inl"
 #include "attention_backward.inl"
-
-// What Intel's manual says the tile instructions do to eight registers of 16 rows of 64 bytes.
-struct EmulatedTiles {
-    static inline thread_local float registers[8][16][16];
-    static void begin() {}
-    static void end() {}
-    template <int REGISTER>
-    static void zero() { memset(registers[REGISTER], 0, sizeof(registers[REGISTER])); }
-    template <int REGISTER>
-    static void load(const float* from, int64_t stride) {
-        for (int i = 0; i < 16; i++) memcpy(registers[REGISTER][i], from + i * stride, 64);
-    }
-    template <int REGISTER>
-    static void store(float* to, int64_t stride) {
-        for (int i = 0; i < 16; i++) memcpy(to + i * stride, registers[REGISTER][i], 64);
-    }
-    static float half_of(const float* unit, int i) {
-        bf16 half;
-        memcpy(&half, (const char*)unit + 2 * i, 2);
-        return vload(&half);
-    }
-    template <int SUM, int LEFT, int RIGHT>
-    static void multiply() {
-        for (int row = 0; row < 16; row++)
-            for (int unit = 0; unit < 16; unit++)
-                for (int column = 0; column < 16; column++)
-                    for (int i = 0; i < 2; i++)
-                        registers[SUM][row][column] +=
-                            half_of(&registers[LEFT][row][unit], i) * half_of(&registers[RIGHT][unit][column], i);
-    }
-};
 
 struct Problem {
     int64_t n_tokens, n_heads, n_kv_heads, head_dim;

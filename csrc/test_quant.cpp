@@ -1,6 +1,7 @@
 // Products of matrices in 4 and 8 bits against double arithmetic, over buffers that touch a forbidden page.
 #include <initializer_list>
 
+#include "test_emulated.h"
 #include "test_support.h"
 
 namespace {
@@ -82,21 +83,72 @@ void test_quantized_linear() {
     check_product({1, 2048, 300, 1, 4, GS_FLOAT32, GS_FLOAT32, false});  // enough for several threads
 }
 
-// A packed matrix of random numbers with float32 scales, one a row.
+// A packed matrix of random numbers with float32 scales.
 struct Matrix {
     Shape shape;
-    Guarded<uint8_t> packed;
+    Guarded<uint8_t> packed, zeros;
     Numbers scales;
     explicit Matrix(const Shape& s)
-        : shape(s), packed(s.blocks() * s.units() * 64 * s.bits),
-          scales(s.blocks() * GS_QUANT_BLOCK, GS_FLOAT32, 0.01f, (uint32_t)s.d_out) {
+        : shape(s), packed(s.blocks() * s.units() * 64 * s.bits), zeros(s.has_zeros ? n_scales() : 0),
+          scales(n_scales(), GS_FLOAT32, 0.01f, (uint32_t)s.d_out) {
         for (size_t i = 0; i < packed.size(); i++) packed[i] = (uint8_t)random_byte();
+        for (size_t i = 0; i < zeros.size(); i++) zeros[i] = (uint8_t)(random_byte() & (s.bits == 4 ? 15 : 255));
     }
+    int64_t n_scales() const { return shape.blocks() * shape.groups() * GS_QUANT_BLOCK; }
     gs_quant_call call(void* x, void* y) {
-        return {x, y, packed.data(), scales.data(), nullptr, nullptr, shape.n_rows, shape.d_in, shape.d_out,
-                shape.units(), shape.bits, shape.dtype, GS_FLOAT32};
+        return {x, y, packed.data(), scales.data(), shape.has_zeros ? zeros.data() : nullptr, nullptr, shape.n_rows,
+                shape.d_in, shape.d_out, shape.group_units, shape.bits, shape.dtype, GS_FLOAT32};
     }
 };
+
+// The products by emulated tiles with the selected set's vectors. Real tiles, too, must give what these give.
+const Emulated* by_tiles() {
+    if (!strcmp(gs_isa(), "portable")) return emulated_portable;
+    return strcmp(gs_isa(), "avx512_bf16") && strcmp(gs_isa(), "amx") ? nullptr : emulated_avx512_bf16;
+}
+
+void expect_same(const char* what, Numbers& found, Numbers& wanted, int64_t begin, int64_t n, int32_t dtype) {
+    const size_t size = dtype ? 2 : 4;
+    const char *a = (const char*)found.data() + begin * size, *b = (const char*)wanted.data();
+    if (!memcmp(a, b, n * size)) return;
+    int64_t i = 0;
+    while (!memcmp(a + i * size, b + i * size, size)) i++;
+    fprintf(stderr, "%s on %s: %.9g instead of %.9g at %d\n", what, gs_isa(), found[begin + i], wanted[i], (int)i);
+    exit(1);
+}
+
+// Tiles against vectors in every bit, and the last row by itself.
+void check_tiles(const Shape& s) {
+    Matrix matrix(s);
+    Numbers x(s.n_rows * s.d_in, s.dtype, 2.0f, 4), y(s.n_rows * s.d_out, s.dtype), wanted(s.n_rows * s.d_out, s.dtype);
+    Numbers last(s.d_out, s.dtype);
+    for (int64_t i = 0; i < s.d_in && i < GS_QUANT_UNIT; i++) x.set(i, 0.0f);
+    if (s.n_rows > 5) x.set(5 * s.d_in, INFINITY);
+    Guarded<uint8_t> scratch(s.n_rows * s.units() * 40);
+    gs_quant_call call = matrix.call(x.data(), wanted.data());
+    call.scratch = scratch.data();
+    gs_quantized_linear(&call);
+    call.y = y.data();
+    by_tiles()->quantized_linear(&call);
+    expect_same("quantized_linear by tiles", y, wanted, 0, s.n_rows * s.d_out, s.dtype);
+    call.n_rows = 1, call.x = (char*)call.x + (s.n_rows - 1) * s.d_in * (s.dtype ? 2 : 4), call.y = last.data();
+    gs_quantized_linear(&call);
+    expect_same("a row by tiles", y, last, (s.n_rows - 1) * s.d_out, s.d_out, s.dtype);
+}
+
+void test_quantized_linear_by_tiles() {
+    if (!by_tiles()) return;
+    for (int32_t bits : {4, 8})
+        for (bool has_zeros : {false, true}) {
+            for (int64_t group_units : {1, 2, 3, 4, 5, 9})
+                for (int32_t dtype : {GS_FLOAT32, GS_BFLOAT16})
+                    check_tiles({49, 258, 35, group_units, bits, dtype, GS_FLOAT32, has_zeros});
+            for (int64_t n_rows : {1, 7, 15, 16, 17, 20, 31, 32, 33, 40, 47, 48, 56, 63, 64, 65, 70}) {
+                int64_t d_in = 2 + 2 * (int64_t)(random_byte() % 100), d_out = 1 + random_byte() % 70;
+                check_tiles({n_rows, d_in, d_out, 1 + random_byte() % 3, bits, GS_FLOAT32, GS_FLOAT32, has_zeros});
+            }
+        }
+}
 
 // A gated layer in one call against its three products, in every bit.
 void check_feed_forward(int64_t n_rows, int64_t d_ff, int32_t bits, int32_t dtype) {
@@ -114,16 +166,22 @@ void check_feed_forward(int64_t n_rows, int64_t d_ff, int32_t bits, int32_t dtyp
     gs_quantized_linear(&last);
     for (int64_t i = 0; i < n_rows * 40; i++)
         if (y[i] != wanted[i]) expect("quantized_feed_forward", y[i], INFINITY, dtype);
+    if (!by_tiles()) return;
+    Numbers tiled(n_rows * 40, dtype);
+    const gs_quant_call by_tile[] = {calls[0], calls[1], down.call(nullptr, tiled.data())};
+    by_tiles()->quantized_feed_forward(by_tile);
+    expect_same("quantized_feed_forward by tiles", tiled, y, 0, n_rows * 40, dtype);
 }
 
 void test_quantized_feed_forward() {
-    for (int64_t n_rows : {3, 45})
+    for (int64_t n_rows : {3, 45, 80})
         for (int64_t d_ff : {2, 34, 96})
             for (int32_t bits : {4, 8})
                 for (int32_t dtype : {GS_FLOAT32, GS_BFLOAT16}) check_feed_forward(n_rows, d_ff, bits, dtype);
 }
 
 const Test TESTS[] = {{"quantized_linear", test_quantized_linear},
+                      {"quantized_linear_by_emulated_tiles", test_quantized_linear_by_tiles},
                       {"quantized_feed_forward", test_quantized_feed_forward}};
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace {
 #include "geglu.inl"
 #include "loss.inl"
 #include "adamw.inl"
+#include "tile_registers.inl"
 #include "attention.inl"
 #include "quant.inl"
 #include "decode.inl"
