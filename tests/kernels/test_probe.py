@@ -1,21 +1,11 @@
 """Probes read and count what they say, on every instruction set; the rates themselves are this machine's."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from gemsmith.kernels import native, probe
 
 pytestmark = pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels")
-
-
-@pytest.fixture(params=native.available())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.isa()
-    native.select(request.param)
-    yield request.param
-    native.select(before)
 
 
 @pytest.mark.parametrize("n_words", [1, 31, 4096, 300_001])

@@ -97,9 +97,9 @@ def test_a_row_does_not_depend_on_its_neighbours(isa: str, bits: int) -> None:
     assert torch.equal(quantized_linear.linear(x[5:18], packed), together[5:18])
 
 
-@pytest.mark.parametrize("n_rows", [1, 5, 45])
-def test_threads_change_nothing(isa: str, n_rows: int) -> None:
-    q = example(Scheme(4, 32), 512, 700)
+@pytest.mark.parametrize(("n_rows", "d_out"), [(1, 3000), (5, 700), (45, 700)])
+def test_threads_change_nothing(isa: str, n_rows: int, d_out: int) -> None:
+    q = example(Scheme(4, 32), 512, d_out)  # several turns for each number of rows
     packed, x, before = quantized_linear.pack(q), numbers(n_rows, 512, seed=5), torch.get_num_threads()
     found = []
     for n_threads in (1, 2, 3):
