@@ -1,20 +1,24 @@
 """The compiled decode step against the network's modules."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gemsmith.config import ModelConfig
 from gemsmith.kernels import native
 from gemsmith.kernels.quantized import Scheme
 from gemsmith.model import ops
 from gemsmith.model.cache import KVCache
 from gemsmith.model.decoding import decode_step
-from gemsmith.model.layers import Embedding
+from gemsmith.model.layers import Block, Embedding, build_layer
 from gemsmith.model.layout import Layout
 from gemsmith.model.linear import Linear, LowRank
+from gemsmith.model.norm import RMSNorm
 from gemsmith.model.quantized import quantize_network
 from gemsmith.model.transformer import Transformer
 from tiny import FAMILIES, WINDOW, tiny_config, tiny_network
@@ -131,6 +135,43 @@ def test_row_does_not_depend_on_neighbors_or_threads() -> None:
         assert torch.equal(by_step(network, caches[2], [token_ids[slot]], [slot])[0], together[slot])
 
 
+def large_network(dtype: torch.dtype = torch.float32) -> Transformer:
+    """Return a network whose matrices three threads share out in several pieces each, whatever form they have.
+
+    Pieces go across the borders of q, k and v, and the last block of most matrices is not full. Three queries share
+    each key. The root of d_model is a whole number, so that it is the same in every dtype.
+    """
+    base = tiny_config("gemma2", vocab_size=5003)
+    layers = tuple(replace(layer, n_heads=6, n_kv_heads=2, head_dim=70, d_ff=1030) for layer in base.layers[:2])
+    network = Transformer(replace(base, d_model=576, layers=layers))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            spread = 0.3 if parameter.ndim == 1 else 2.0 * parameter.shape[1] ** -0.5
+            parameter.normal_(0.0, spread, generator=generator)
+    return network.to(dtype).eval()
+
+
+@pytest.mark.parametrize(("form", "tolerance"), [("float32", 2e-4), ("bfloat16", 2e-4), ("int4", 0.02)])
+def test_threads_share_out_large_matrices(form: str, tolerance: float) -> None:
+    network = large_network(torch.bfloat16 if form == "bfloat16" else torch.float32)
+    if form == "int4":
+        quantized(network, 4, 32).pack()
+    plain = deepcopy(network).float()  # rounds nothing between the matrices, as the step does
+    caches = [make_cache(plain, n_slots=6, capacity=64)]
+    prefill(plain, caches[0], (3, 13, 30, 1, 9, 20))
+    caches += [deepcopy(caches[0]) for _ in range(2)]
+    for token_ids in ([5002, 7, 4999, 300, 1], [0, 11, 5001, 2, 4000]):
+        slots = [5, 3, 2, 1, 0]
+        alone = by_step(network, caches[0], token_ids, slots, 1)
+        assert torch.equal(by_step(network, caches[1], token_ids, slots, 3), alone)
+        expected = by_modules(plain, caches[2], token_ids, slots)
+        torch.testing.assert_close(alone, expected, rtol=0.0, atol=tolerance)
+    for kind in caches[0].stores:
+        for mine, other in zip(caches[0].stores[kind].values(), caches[1].stores[kind].values(), strict=True):
+            assert torch.equal(mine, other)
+
+
 def test_long_documents_are_put_together_from_chunks() -> None:
     network = tiny_network("gemma2", max_seq_len=1024)
     ours, theirs = (make_cache(network, n_slots=1, capacity=1024, slack=64) for _ in range(2))
@@ -204,6 +245,76 @@ def test_modules_run_one_by_one_where_the_step_does_not_know_them() -> None:
     assert step(unpacked) is None
     with ops.plain_only():
         assert step(tiny_network()) is None
+
+
+def test_a_forward_of_ones_own_is_not_ignored() -> None:
+    for path in ("", "layers.1", "layers.0.mlp", "layers.2.self_attn.q_proj"):
+        network = tiny_network()
+        module = network.get_submodule(path)
+        module.forward = module.forward
+        assert decode_step(network, make_cache(network), n_threads=1) is None, path
+
+
+def built(change: Callable[[Block], nn.Module]) -> Transformer:
+    """Return a network whose second block has been changed."""
+
+    def build(config: ModelConfig, index: int, **factory: Any) -> nn.Module:
+        block = build_layer(config, index, **factory)
+        return change(block) if index == 1 else block
+
+    return Transformer(tiny_config(), build_layer=build)
+
+
+def with_steps(block: Block, *order: int) -> Block:
+    return Block(dict(block.named_children()), tuple(block.steps[i] for i in order))
+
+
+def with_another_scale(block: Block) -> Block:
+    config = tiny_config()
+    return build_layer(config.replace(layers=tuple(replace(layer, attn_scale=1.0) for layer in config.layers)), 1)
+
+
+def with_another_eps(block: Block) -> Block:
+    norm = block.get_submodule("input_layernorm")
+    assert isinstance(norm, RMSNorm)
+    norm.eps = 1e-3
+    return block
+
+
+@pytest.mark.parametrize("change", [
+    pytest.param(lambda block: with_steps(block, 1, 0), id="another order"),
+    pytest.param(lambda block: with_steps(block, 0, 1, 1), id="one step more"),
+    pytest.param(lambda block: with_steps(block, 1), id="one step less"),
+    pytest.param(with_another_scale, id="another spec"),
+    pytest.param(with_another_eps, id="another eps"),
+    pytest.param(lambda block: block.get_submodule("mlp"), id="no block"),
+])  # fmt: skip
+def test_blocks_unlike_their_config_are_left_to_the_modules(change: Callable[[Block], nn.Module]) -> None:
+    usual, network = built(lambda block: with_steps(block, 0, 1)), built(change)
+    assert decode_step(usual, make_cache(usual), n_threads=1) is not None
+    assert decode_step(network, make_cache(network), n_threads=1) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["embed_tokens", "norm", "layers.0.mlp.up_proj", "layers.1.self_attn.o_proj", "layers.1.input_layernorm"]
+)
+def test_weights_with_gaps_are_left_to_the_modules(path: str) -> None:
+    network = tiny_network()
+    module = network.get_submodule(path)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    twice = torch.stack((weight.detach(), weight.detach()), dim=1)
+    module.weight = nn.Parameter(twice[:, 0])
+    assert torch.equal(module.weight, weight)
+    assert decode_step(network, make_cache(network), n_threads=1) is None
+
+
+def test_layers_that_turn_alike_share_their_frequencies() -> None:
+    network = tiny_network("gemma3")
+    step = decode_step(network, make_cache(network), n_threads=1)
+    assert step is not None
+    local, *others = (layer.frequencies.data_ptr() for layer in step._kept.layers)
+    assert [address == local for address in others] == [True] * 4 + [False, True]
 
 
 def test_layers_that_read_the_keys_of_another() -> None:

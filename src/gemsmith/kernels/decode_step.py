@@ -160,11 +160,12 @@ class DecodeStep:
         return self._logits[:n]
 
 
-def can_take(matrix: _Stored) -> bool:
-    """Tell whether a matrix is in a form the kernel reads."""
-    if isinstance(matrix, Packed):
-        return matrix.values.device.type == "cpu"
-    return matrix is not None and matrix.dtype in native.DTYPES and native.serves(matrix)
+def can_take(weight: _Stored) -> bool:
+    """Tell whether a matrix or a norm's weight is in a form the kernel reads, which knows no strides."""
+    if isinstance(weight, Packed):
+        parts = (weight.values, weight.scales, weight.zeros)
+        return all(x is None or (x.device.type == "cpu" and x.is_contiguous()) for x in parts)
+    return weight is not None and native.serves(weight) and weight.is_contiguous()
 
 
 def _matrix(matrix: _Stored) -> _Matrix:

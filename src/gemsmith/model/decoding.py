@@ -1,11 +1,12 @@
 """A network and its cache as the compiled decode step takes them."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from gemsmith.config import LayerSpec
+from gemsmith.config import LayerSpec, ModelConfig
 from gemsmith.kernels import native
 from gemsmith.kernels.decode_step import MAX_HEAD_DIM, DecodeStep, Layer, Network, can_take
 from gemsmith.kernels.quantized_linear import Packed
@@ -15,14 +16,20 @@ from gemsmith.model.cache import KVCache
 from gemsmith.model.layers import Block, Embedding, FeedForward
 from gemsmith.model.linear import Linear
 from gemsmith.model.norm import RMSNorm
-from gemsmith.model.quantized import QuantizedEmbedding, QuantizedLinear
+from gemsmith.model.quantized import Matrix, QuantizedEmbedding, QuantizedLinear
 from gemsmith.model.transformer import Transformer
 
 _MATRICES = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
 }  # fmt: skip
-_PLAIN = (Transformer, nn.ModuleList, Block, Attention, FeedForward, RMSNorm, Linear, Embedding)
+_KNOWN = (
+    Transformer, nn.ModuleList, Block, Attention, FeedForward, RMSNorm,
+    Linear, Embedding, QuantizedLinear, QuantizedEmbedding, Matrix,
+)  # fmt: skip
+
+# Width of a head, base and factor of its rotation.
+_Turns = tuple[int, float, float]
 
 
 def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, tries_one: bool = False) -> DecodeStep | None:
@@ -32,15 +39,16 @@ def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, tries_o
     """
     if not _is_suitable(network, cache):
         return None
-    layers = [_layer(cast(Block, block), network.config.layers[i], cache, i) for i, block in enumerate(network.layers)]
-    table = _stored(network.embed_tokens)
-    matrices = [table, *(matrix for layer in layers for matrix in layer.matrices.values())]
-    if not all(can_take(matrix) for matrix in matrices):
+    turns = _frequencies(network.config.layers)
+    layers = [_layer(cast(Block, block), cache, i, turns) for i, block in enumerate(network.layers)]
+    table, last_norm = _stored(network.embed_tokens), network.norm.weight.detach()
+    stored = [table, last_norm, *(x for layer in layers for x in (*layer.matrices.values(), *layer.norms.values()))]
+    if not all(can_take(x) for x in stored):
         return None
     description = Network(
         layers,
         table,
-        network.norm.weight.detach(),
+        last_norm,
         capacity=cache.capacity,
         eps=network.config.norm_eps,
         embedding_scale=float(ops.embedding_scale(network.config.d_model, network.dtype)),
@@ -56,16 +64,47 @@ def _is_suitable(network: Transformer, cache: KVCache) -> bool:
         return False
     if ops.is_plain() or max(layer.head_dim for layer in network.config.layers) > MAX_HEAD_DIM:
         return False
-    known = (*_PLAIN, QuantizedLinear, QuantizedEmbedding)
-    modules = [module for name, module in network.named_modules() if not name.endswith(".matrix")]
-    return all(
-        type(module) in known
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and getattr(module, "delta", None) is None
-        and (not isinstance(module, RMSNorm) or module.weight.dtype == network.dtype)
-        for module in modules
-        if module is not getattr(network.embed_tokens, "matrix", None)
+    return all(_is_known(module, network) for module in network.modules()) and all(
+        _is_usual(block, network.config, index) for index, block in enumerate(network.layers)
     )
+
+
+def _is_known(module: nn.Module, network: Transformer) -> bool:
+    """Tell whether a module does what its class does, and nothing else."""
+    is_watched = bool(module._forward_hooks or module._forward_pre_hooks)
+    if type(module) not in _KNOWN or is_watched or "forward" in vars(module):
+        return False
+    if isinstance(module, RMSNorm):
+        return module.weight.dtype == network.dtype and module.eps == network.config.norm_eps
+    return getattr(module, "delta", None) is None
+
+
+def _is_usual(block: nn.Module, config: ModelConfig, index: int) -> bool:
+    """Tell whether a block is what build_layer makes of its spec; a caller's may have other parts in another order."""
+    if not isinstance(block, Block) or [body for _, body, _ in block.steps] != ["self_attn", "mlp"]:
+        return False
+    norms = [block.get_submodule(name) for before, _, after in block.steps for name in (before, after) if name]
+    attention, source = block.get_submodule("self_attn"), config.layers[index].kv_source
+    return (
+        isinstance(attention, Attention)
+        and attention.spec == config.layers[index]
+        and attention.source == (index if source is None else source)
+        and isinstance(block.get_submodule("mlp"), FeedForward)
+        and all(isinstance(norm, RMSNorm) for norm in norms)
+    )
+
+
+def _frequencies(specs: Sequence[LayerSpec]) -> dict[_Turns, Tensor]:
+    """Return one tensor for all layers that turn alike: the step works out their angles once where they follow."""
+    kinds = {_turns(spec): spec for spec in specs}
+    return {
+        key: ops.rope_frequencies(head_dim=spec.head_dim, theta=spec.rope_theta, factor=spec.rope_factor)
+        for key, spec in kinds.items()
+    }
+
+
+def _turns(spec: LayerSpec) -> _Turns:
+    return spec.head_dim, spec.rope_theta, spec.rope_factor
 
 
 def _stored(module: nn.Module) -> Tensor | Packed:
@@ -76,7 +115,8 @@ def _stored(module: nn.Module) -> Tensor | Packed:
     return cast(Tensor, module.weight).detach()
 
 
-def _layer(block: Block, spec: LayerSpec, cache: KVCache, index: int) -> Layer:
+def _layer(block: Block, cache: KVCache, index: int, frequencies: dict[_Turns, Tensor]) -> Layer:
+    spec = cast(Attention, block.get_submodule("self_attn")).spec
     source = index if spec.kv_source is None else spec.kv_source
     matrices = {
         name: _stored(block.get_submodule(path))
@@ -103,7 +143,7 @@ def _layer(block: Block, spec: LayerSpec, cache: KVCache, index: int) -> Layer:
     return Layer(
         matrices,
         norms,
-        ops.rope_frequencies(head_dim=spec.head_dim, theta=spec.rope_theta, factor=spec.rope_factor),
+        frequencies[_turns(spec)],
         stores,
         n_heads=spec.n_heads,
         window=spec.window or 0,
