@@ -118,6 +118,20 @@ def test_the_cache_has_room_for_the_request_and_no_more(lm: LM, monkeypatch: pyt
     assert made[0]["capacity"] == completion.n_prompt_tokens + 7 < lm.config.max_seq_len
 
 
+@pytest.mark.parametrize(
+    ("n_threads", "is_small", "fewer"), [(1, True, None), (2, True, 1), (8, True, 1), (2, False, None), (8, False, 4)]
+)
+def test_the_compiled_step_may_try_fewer_threads(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, n_threads: int, is_small: bool, fewer: int | None
+) -> None:
+    asked = {}
+    monkeypatch.setattr(generate_module, "decode_step", lambda network, cache, **options: asked.update(options))
+    monkeypatch.setattr(generate_module, "decode_threads", lambda network: 1 if is_small else n_threads)
+    monkeypatch.setattr("torch.get_num_threads", lambda: n_threads)
+    lm.generate("the", max_new_tokens=1, temperature=0.0)
+    assert asked == {"n_threads": n_threads, "fewer": fewer}
+
+
 @pytest.mark.parametrize(("n_prompt", "is_settled"), [(9, False), (10, True)])
 def test_caches_of_long_prompts_are_brought_to_large_pages(
     lm: LM, monkeypatch: pytest.MonkeyPatch, n_prompt: int, is_settled: bool

@@ -203,9 +203,12 @@ class Generation:
         return logits.repeat_interleave(n, 0)
 
     def _step(self, cache: KVCache) -> DecodeStep | None:
-        """Return the compiled step, which finds out by itself how many threads serve a small model."""
+        """Return the compiled step, which finds out by itself how many threads serve it best."""
         n_threads = torch.get_num_threads()
-        return decode_step(self.network, cache, n_threads=n_threads, tries_one=self._n_threads < n_threads)
+        # One of two or three cores cannot read a large model as fast as all of them.
+        half = n_threads // 2 if n_threads >= 4 else None
+        fewer = 1 if self._n_threads < n_threads else half
+        return decode_step(self.network, cache, n_threads=n_threads, fewer=fewer)
 
     def _resume(self, cache: KVCache) -> None:
         """Take from the prompt that was read before what each prompt shares with it."""

@@ -108,10 +108,10 @@ class DecodeStep:
     """Reads one token a document; everything that stays the same from step to step is prepared once.
 
     Args:
-        n_threads: As many, or fewer where `tries_one` and one is faster. The numbers are the same.
+        n_threads: As many, or `fewer` where those turn out faster. The numbers are the same.
     """
 
-    def __init__(self, network: Network, *, max_rows: int, n_threads: int, tries_one: bool = False) -> None:
+    def __init__(self, network: Network, *, max_rows: int, n_threads: int, fewer: int | None = None) -> None:
         self._kept = network  # the library holds addresses of its tensors
         self._layers = (_Layer * len(network.layers))(*(_layer(layer) for layer in network.layers))
         self._vocab_size = network.table.shape[0]
@@ -131,7 +131,7 @@ class DecodeStep:
         native.need().gs_decode_scratch(ctypes.byref(self._call), ctypes.addressof(n_bytes))
         self._scratch = torch.empty(n_bytes.value + 64, dtype=torch.uint8)
         self._call.scratch = (self._scratch.data_ptr() + 63) // 64 * 64
-        self._choice = ThreadChoice(n_threads) if tries_one else None
+        self._choice = ThreadChoice(fewer, n_threads) if fewer is not None else None
         self._address, self._run = ctypes.byref(self._call), native.need().gs_decode
 
     def __call__(

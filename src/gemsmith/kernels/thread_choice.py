@@ -1,4 +1,4 @@
-"""One thread or all of them: what writes a token of a small model sooner, found out while writing."""
+"""Fewer threads or all of them: what writes a token sooner, found out while writing."""
 
 import statistics
 
@@ -8,19 +8,21 @@ _FIRST_PERIOD, _LAST_PERIOD = 32, 2048
 
 
 class ThreadChoice:
-    """Tries one thread and all of them, keeps to the better, and tries again ever more seldom while that stays so.
+    """Tries fewer threads and all, keeps to the better, and tries again ever more seldom while that stays so.
 
-    On a quiet machine two threads write a small model's tokens nearly twice as fast as one; on busy cores each
-    of some forty meetings a token waits for a thread that does not run, and one thread is five times faster.
+    A large model is read from memory, which half the cores may saturate; the others, slower ones perhaps, then only
+    make it wait. Of a small one, two threads on a quiet machine write tokens nearly twice as fast as one; on busy
+    cores each of some forty meetings a token waits for a thread that does not run, and one is five times faster.
 
     Args:
+        fewer: One, or half of them.
         n_threads: All of them.
     """
 
-    def __init__(self, n_threads: int) -> None:
-        self._counts = (1, n_threads) if n_threads > 1 else (1,)
+    def __init__(self, fewer: int, n_threads: int) -> None:
+        self._counts = (fewer, n_threads) if fewer < n_threads else (n_threads,)
         self._seconds: list[list[float]] = [[] for _ in self._counts]
-        self._best, self._period, self._n_steps = 1, _FIRST_PERIOD, 0
+        self._best, self._period, self._n_steps = self._counts[0], _FIRST_PERIOD, 0
 
     @property
     def n_threads(self) -> int:

@@ -32,7 +32,7 @@ _KNOWN = (
 _Turns = tuple[int, float, float]
 
 
-def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, tries_one: bool = False) -> DecodeStep | None:
+def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, fewer: int | None = None) -> DecodeStep | None:
     """Return the compiled step over this cache; None where the modules have to run one by one.
 
     That is so without kernels, off the CPU, with low-rank deltas, with modules, hooks or dtypes the step does not know.
@@ -54,7 +54,7 @@ def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, tries_o
         embedding_scale=float(ops.embedding_scale(network.config.d_model, network.dtype)),
         cap=network.config.final_softcap or 0.0,
     )
-    return DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads, tries_one=tries_one)
+    return DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads, fewer=fewer)
 
 
 def _is_suitable(network: Transformer, cache: KVCache) -> bool:
