@@ -2,7 +2,7 @@
 PYTHON ?= python
 INTERPRETER := $(shell command -v $(PYTHON))
 
-.PHONY: kernels sanitize check format test test-slow test-data bench targets
+.PHONY: kernels sanitize check format test test-slow test-peers test-data bench targets
 
 # Compiles csrc/ in place where it is newer than the library.
 kernels:
@@ -28,12 +28,17 @@ test:
 test-slow:
 	$(PYTHON) -m pytest -n 2 -m "slow or (not data and not gpu and not peers)"
 
+# Needs llama-cpp-python, transformers and gguf in the same environment.
+test-peers:
+	$(PYTHON) -m pytest -m peers
+
 # GEMSMITH_DATA names the folder that holds the corpora.
 test-data:
 	$(PYTHON) -m pytest -m data
 
+# GEMSMITH_BENCH_MODELS and GEMSMITH_PEER_* say where other programs and their models are (benchmarks/contestants.py).
 bench:
-	for question in benchmarks/bench_*.py; do $(PYTHON) $$question || exit 1; done
+	set -e; $(PYTHON) benchmarks/targets.py --commands | while read -r command; do $(PYTHON) benchmarks/$$command; done
 
 targets:
 	$(PYTHON) benchmarks/targets.py

@@ -1,9 +1,11 @@
 """Print every target of the project: met, missed, or unmeasured.
 
-python benchmarks/targets.py
+python benchmarks/targets.py              the table
+python benchmarks/targets.py --commands   what measures them, each command once
 """
 
 import json
+import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +50,8 @@ TARGETS = {
     "pebble_first_token": ("pebble's first token within 4 s of Enter", "bench_pebble.py"),
     "pebble_stories": ("pebble: at most 1.1 bits per byte on held-out stories", "bench_pebble_quality.py"),
     "pebble_leads": ("pebble: at most 1.9 bits per byte on held-out encyclopedic leads", "bench_pebble_quality.py"),
+    "sample_8192": ("choosing a token of 8,192 in at most 15 us, top-k, top-p and penalty", "bench_sample.py"),
+    "sample_256000": ("choosing a token of 256,000 in at most 150 us", "bench_sample.py"),
     "train_a": ("training of the 36M shape at least 2.4 x transformers", "bench_train.py A"),
     "train_a_rate": ("training of the 36M shape at least 4,500 tokens/s", "bench_train.py A"),
     "train_b": ("training of the 200M shape at least 1.7 x transformers", "bench_train.py B"),
@@ -59,7 +63,10 @@ TARGETS = {
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, or the commands."""
+    if "--commands" in sys.argv[1:]:
+        print(*dict.fromkeys(command for _, command in TARGETS.values()), sep="\n")
+        return
     for name, (promise, command) in TARGETS.items():
         path = RESULTS / f"{name}.json"
         if not path.is_file():
