@@ -14,6 +14,7 @@ from gemsmith.infer.lm import LM
 from gemsmith.infer.noise import completion_streams
 from gemsmith.infer.penalties import History
 from gemsmith.infer.sample import Sampling, pick
+from gemsmith.kernels import native
 from gemsmith.tokenizer import Tokenizer
 from tiny import FAMILIES, tiny_network
 
@@ -116,6 +117,23 @@ def test_the_cache_has_room_for_the_request_and_no_more(lm: LM, monkeypatch: pyt
     monkeypatch.setattr(generate_module, "KVCache", lambda *a, **k: made.append(k) or real(*a, **k))
     completion = lm.generate("the", max_new_tokens=7)
     assert made[0]["capacity"] == completion.n_prompt_tokens + 7 < lm.config.max_seq_len
+
+
+@pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels here; make kernels builds them")
+def test_a_token_is_two_calls_of_the_library(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, called = native.need(), []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            return lambda *arguments: called.append(name) or getattr(library, name)(*arguments)
+
+    monkeypatch.setattr(native, "need", Counting)
+    stream = iter(open_ended(lm).stream("the fox", max_new_tokens=12, seed=1))
+    next(stream)
+    called.clear()
+    assert sum(1 for _ in stream) > 5
+    assert len(called) > 10
+    assert called == ["gs_decode", "gs_pick"] * (len(called) // 2)
 
 
 @pytest.mark.parametrize(
