@@ -76,8 +76,23 @@ def test_divergence_of_a_cache_and_of_another_model(
     assert 0 < found["kl"]["value"] < 1e-2
     assert main(["eval", "divergence", str(folder), str(texts), "--original", str(folder)]) == 0
     assert "+0.000% (95%" in capsys.readouterr().out
-    assert main(["eval", "divergence", str(folder), str(texts), "--tokens", "0"]) == 2
-    assert "--tokens must be above 0; got 0" in capsys.readouterr().err
+    assert main(["eval", "divergence", str(folder), str(texts), "--tokens", "1"]) == 2
+    assert "--tokens must be at least 2; got 1" in capsys.readouterr().err
+
+
+def test_a_model_is_not_compared_with_itself(folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "divergence", str(folder), str(texts)]) == 2
+    said = capsys.readouterr().err
+    assert f"two things to compare; got {str(folder)!r} alone" in said
+    assert "--original" in said
+    assert "--cache" in said
+
+
+def test_models_of_other_vocabularies_are_not_compared(
+    folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "divergence", str(folder), str(texts), "--original", "pebble"]) == 1
+    assert "the same vocabulary to be compared; got 8,192 and 500 pieces" in capsys.readouterr().err
 
 
 def test_perplexity_of_a_text_with_its_interval(

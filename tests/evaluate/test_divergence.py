@@ -1,15 +1,18 @@
 """Divergence: against the definition, zero for equals, with an interval that covers."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 import gemsmith as gs
-from gemsmith.errors import DataError
-from gemsmith.evaluate.divergence import divergence
+from gemsmith.errors import ConfigError, DataError, TokenizerError
+from gemsmith.evaluate.divergence import check_same_vocabulary, divergence
+from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
+from gemsmith.tokenizer import train_tokenizer
 from tiny import tiny_network
 from vocab import small_tokenizer
 
@@ -58,10 +61,64 @@ def test_intervals_surround_their_value_and_narrow_with_more_texts() -> None:
     assert many.kl.high - many.kl.low < 0.5 * (few.kl.high - few.kl.low)
 
 
-def test_reading_stops_once_enough_is_scored() -> None:
+@pytest.mark.parametrize("n_tokens", [2, 5, 20, 47])
+def test_no_more_is_scored_than_was_asked_for(n_tokens: int) -> None:
     a, b = networks()
-    found = divergence(a, b, small_tokenizer(), TEXTS[:2] * 10, n_tokens=20)
-    assert 20 <= found.n_tokens < 40
+    found = divergence(a, b, small_tokenizer(), TEXTS[:2] * 30, n_tokens=n_tokens)
+    assert found.n_tokens == n_tokens
+    assert found.n_documents == min(n_tokens, found.kl.n_units) >= min(n_tokens, 10)
+
+
+def test_one_long_text_leaves_room_for_others() -> None:
+    a, b = networks()
+    found = divergence(a, b, small_tokenizer(), ["one day a wolf came " * 30, *TEXTS[:2]], n_tokens=40)
+    assert found.n_documents == 3
+    assert found.n_tokens == 12
+    assert found.kl.is_rough
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_ids_stand_where_the_network_stands(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    def hidden(self: Transformer, token_ids: torch.Tensor, layout: Layout, **_: object) -> torch.Tensor:
+        places.append((token_ids.device, layout.positions.device, self.device))
+        return torch.zeros(len(token_ids), self.config.d_model)
+
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    monkeypatch.setattr(Transformer, "logits", lambda self, x: torch.zeros(len(x), self.config.vocab_size))
+    a, b = networks()
+    (a, b)[of].to("meta")
+    with suppress(RuntimeError, NotImplementedError):  # nothing can be read from this device
+        divergence(a, b, small_tokenizer(), TEXTS)
+    assert places
+    assert all(ids == layout == own for ids, layout, own in places[:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_an_accelerator_finds_the_same(cache_dtype: torch.dtype | None) -> None:
+    a, b = networks()
+    wanted = divergence(a, b, small_tokenizer(), TEXTS, cache_dtype=cache_dtype)
+    for network in (b, a):
+        network.to("cuda")
+        found = divergence(a, b, small_tokenizer(), TEXTS, cache_dtype=cache_dtype)
+        assert found.kl.value == pytest.approx(wanted.kl.value, rel=1e-3)
+        assert found.perplexity == pytest.approx(wanted.perplexity, rel=1e-3)
+
+
+def test_models_of_other_vocabularies_are_refused() -> None:
+    ours = small_tokenizer()
+    small = train_tokenizer(["the fox ran home and slept under an old tree"] * 50, vocab_size=440, n_threads=1)
+    other = train_tokenizer(["a wolf came by and met one small girl quietly"] * 50, vocab_size=440, n_threads=1)
+    check_same_vocabulary(ours, small_tokenizer())
+    with pytest.raises(TokenizerError, match=r"the same vocabulary.*; got 2,048 and 440 pieces"):
+        check_same_vocabulary(ours, small)
+    with pytest.raises(TokenizerError, match=r"got b'.*' and b'.*' for id \d+\."):
+        check_same_vocabulary(small, other)
+    a, _ = networks()
+    with pytest.raises(ConfigError, match=r"vocabularies of one size.*; got 2,048 and 300"):
+        divergence(a, tiny_network(vocab_size=300), ours, TEXTS)
 
 
 def test_one_document_gives_no_interval() -> None:

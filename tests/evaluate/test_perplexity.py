@@ -1,5 +1,6 @@
 """Perplexity of a file: against the definition, in windows, with an interval, and with errors that name the length."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -87,5 +88,24 @@ def test_bad_files_are_named(network: Transformer, tokenizer: Tokenizer, tmp_pat
     with pytest.raises(DataError, match=r"none\.txt"):
         file_perplexity(network, tokenizer, tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 90)
-    with pytest.raises(DataError, match="byte 233 at offset 3"):
+    with pytest.raises(DataError, match="byte 0xe9 at 3"):
         file_perplexity(network, tokenizer, tmp_path / "latin.txt")
+    (tmp_path / "zero.txt").write_text(TEXT + "\0")
+    with pytest.raises(DataError, match=f"a zero byte at {len(TEXT)}"):
+        file_perplexity(network, tokenizer, tmp_path / "zero.txt")
+
+
+def test_a_packed_text_is_unpacked(network: Transformer, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "book.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    assert file_perplexity(network, tokenizer, tmp_path / "book.txt.gz") == perplexity(network, tokenizer, [TEXT])
+
+
+def test_units_of_the_interval_are_texts_or_blocks_that_no_two_texts_share(
+    network: Transformer, tokenizer: Tokenizer
+) -> None:
+    short = TEXT[:40]
+    n = [len(tokenizer.encode(text)) for text in (TEXT, short)]
+    assert perplexity(network, tokenizer, [short] * 30).perplexity.n_units == 30
+    found = perplexity(network, tokenizer, [TEXT, short])
+    assert found.perplexity.n_units == -(-n[0] // BLOCK) + -(-n[1] // BLOCK)
+    assert n[0] % BLOCK + n[1] <= BLOCK  # else blocks of both together would be as many

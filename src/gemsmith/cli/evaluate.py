@@ -7,7 +7,6 @@ from cyclopts import App
 
 from gemsmith.cli.console import UsageError, write, write_json
 from gemsmith.cli.flags import AsJson, PlaceFlags
-from gemsmith.cli.quantize import describe_quality
 
 app = App(name="eval", help="Measure a model.")
 
@@ -63,14 +62,20 @@ def divergence(
         file: JSON lines, plain or packed as .xz, .gz or .bz2.
         original: The model to compare with; the same one, without a cache, when left out.
         field: The field of each line that holds the text.
-        tokens: How many tokens to score at most.
+        tokens: How many tokens to score at most, and of one text a tenth of them.
     """
-    if tokens < 1:
-        raise UsageError(f"--tokens must be above 0; got {tokens}. Leave it out.")
-    from gemsmith.evaluate.divergence import file_divergence
+    if tokens < 2:
+        raise UsageError(f"--tokens must be at least 2; got {tokens}. Leave it out.")
+    if original is None and place.cache is None:
+        raise UsageError(
+            f"eval divergence must have two things to compare; got {model!r} alone. Name the model it was made from "
+            "with --original, or a cache with --cache."
+        )
+    from gemsmith.evaluate.divergence import check_same_vocabulary, file_divergence
 
     changed = place.load(model)
     before = changed if original is None else place.load(original)
+    check_same_vocabulary(before.tokenizer, changed.tokenizer)
     found = file_divergence(
         before.network,
         changed.network,
@@ -83,7 +88,7 @@ def divergence(
     if as_json:
         write_json({"model": model, "original": original or model, "cache": place.cache, **asdict(found)})
     else:
-        write("\n".join(describe_quality(found)))
+        write("\n".join(found.words()))
     return 0
 
 
@@ -118,14 +123,11 @@ def perplexity(
         interval = fields.pop("perplexity")
         write_json({
             "model": model, "file": str(file), "perplexity": interval["value"], "low": interval["low"],
-            "high": interval["high"], "bpb": found.bpb, **fields,
+            "high": interval["high"], "n_units": interval["n_units"], "bpb": found.bpb, **fields,
         })  # fmt: skip
         return 0
     interval = found.perplexity
-    write(
-        f"perplexity {interval.value:.4f} per token (95%: {interval.low:.4f} to {interval.high:.4f}), "
-        f"{found.bpb:.4f} bits per byte"
-    )
+    write(f"perplexity {interval.value:.4f} per token ({interval.words('.4f')}), {found.bpb:.4f} bits per byte")
     size = f"{found.n_tokens:,} tokens, {found.n_bytes:,} bytes, {found.n_texts:,} texts"
     write(f"{size}, windows of {found.context:,} tokens")
     return 0

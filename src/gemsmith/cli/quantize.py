@@ -138,17 +138,4 @@ def describe(losses: list["TensorLoss"], found: "Divergence | None") -> list[str
     n_bytes, n_items = sum(x.n_bytes for x in losses), sum(x.n_items for x in losses)
     if losses:
         rows.append(("all", "", f"{8 * n_bytes / n_items:.2f}", f"{n_bytes:,}", ""))
-    return [table(rows), *([] if found is None else describe_quality(found))]
-
-
-def describe_quality(found: "Divergence") -> list[str]:
-    """Return in words what a changed model loses."""
-    before, after = found.perplexity
-    change, kl = found.change, found.kl
-    spread = f"{change.low:+.3%} to {change.high:+.3%}"
-    return [
-        f"perplexity: {before:.4f} -> {after:.4f}, {change.value:+.3%} (95%: {spread})",
-        f"divergence: {kl.value:.3e} nats per token (95%: {kl.low:.3e} to {kl.high:.3e})",
-        f"same most probable token: {found.same_choice:.2%}, over {found.n_tokens:,} tokens of "
-        f"{found.n_documents:,} texts",
-    ]
+    return [table(rows), *([] if found is None else found.words())]

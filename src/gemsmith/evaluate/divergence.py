@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gemsmith.data.readers import read_texts
-from gemsmith.errors import DataError
+from gemsmith.errors import ConfigError, DataError, TokenizerError
 from gemsmith.evaluate.bpb import cache_of, windows_of
-from gemsmith.evaluate.interval import Interval, resampled
+from gemsmith.evaluate.interval import ENOUGH, Interval, resampled
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -37,6 +37,16 @@ class Divergence:
     change: Interval
     kl: Interval
     same_choice: float
+
+    def words(self) -> list[str]:
+        """Return it in three lines."""
+        (before, after), change, kl = self.perplexity, self.change, self.kl
+        return [
+            f"perplexity: {before:.4f} -> {after:.4f}, {change.value:+.3%} ({change.words('+.3%')})",
+            f"divergence: {kl.value:.3e} nats per token ({kl.words('.3e')})",
+            f"same most probable token: {self.same_choice:.2%}, over {self.n_tokens:,} tokens of "
+            f"{self.n_documents:,} texts",
+        ]
 
 
 @dataclass(frozen=True)
@@ -63,23 +73,29 @@ def divergence(
     """Run both models over texts, each for itself after BOS, and compare.
 
     Args:
-        n_tokens: Stop after the document in which that many have been scored.
+        n_tokens: How many to score at most. No text gives more than a tenth of them, so that an interval
+            rests on ten texts where there are so many.
         cache_dtype: The changed model reads keys and values from a cache of this dtype; from none by default.
 
     Raises:
+        ConfigError: The models have vocabularies of different sizes.
         DataError: There are fewer than two documents with anything to score, so there is no interval.
     """
+    _check_sizes(original, changed)
     context = min(original.config.max_seq_len, changed.config.max_seq_len)
     documents: list[_Sums] = []
+    n_left, most = n_tokens, max(1, n_tokens // ENOUGH)
     for text in texts:
+        if n_left <= 0:
+            break
+        token_ids = tokenizer.encode(text)[: min(most, n_left)]
         sums = [
             _score((original, changed), window.token_ids, n_scored=window.n_scored, cache_dtype=cache_dtype)
-            for window in windows_of([tokenizer.bos_id, *tokenizer.encode(text)], context)
+            for window in windows_of([tokenizer.bos_id, *token_ids], context)
         ]
         if sums:
             documents.append(_Sums(*(sum(getattr(s, f) for s in sums) for f in _Sums.__dataclass_fields__)))
-        if sum(document.n_tokens for document in documents) >= n_tokens:
-            break
+            n_left -= len(token_ids)
     if len(documents) < 2:
         raise DataError(
             f"texts must be at least 2 with something to score; got {len(documents)}. Check file and field."
@@ -105,22 +121,52 @@ def file_divergence(
     return divergence(original, changed, tokenizer, read_texts(path, field), n_tokens=n_tokens, cache_dtype=cache_dtype)
 
 
+def check_same_vocabulary(original: Tokenizer, changed: Tokenizer) -> None:
+    """Refuse models whose pieces differ: the probabilities of their ids could not be compared.
+
+    Raises:
+        TokenizerError: Their sizes or pieces differ; the first difference is named.
+    """
+    if original.vocab_size != changed.vocab_size:
+        found = f"{original.vocab_size:,} and {changed.vocab_size:,} pieces"
+    else:
+        ids = range(original.vocab_size)
+        other = next((i for i in ids if original.surface(i) != changed.surface(i)), None)
+        if other is None:
+            return
+        found = f"{original.surface(other)!r} and {changed.surface(other)!r} for id {other}"
+    raise TokenizerError(
+        f"models must have the same vocabulary to be compared; got {found}. Compare bits per byte: gemsmith eval bpb."
+    )
+
+
+def _check_sizes(original: Transformer, changed: Transformer) -> None:
+    sizes = original.config.vocab_size, changed.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"models must have vocabularies of one size to be compared; got {sizes[0]:,} and {sizes[1]:,}. "
+            "Compare bits per byte: gemsmith eval bpb."
+        )
+
+
 def _score(
     pair: tuple[Transformer, Transformer], token_ids: list[int], *, n_scored: int, cache_dtype: torch.dtype | None
 ) -> _Sums:
+    lengths = [len(token_ids)]
     ids = torch.tensor(token_ids)
-    layout = Layout.packed([len(token_ids)])
     first = len(token_ids) - n_scored
-    caches = (None, cache_of(pair[1], [len(token_ids)], cache_dtype))
+    caches = (None, cache_of(pair[1], lengths, cache_dtype))
     states = [
-        network.hidden(ids, layout, cache=cache)[first - 1 : -1] for network, cache in zip(pair, caches, strict=True)
+        n.hidden(ids.to(n.device), Layout.packed(lengths, device=n.device), cache=cache)[first - 1 : -1]
+        for n, cache in zip(pair, caches, strict=True)
     ]
-    targets = ids[first:, None]
+    device = pair[0].device  # the changed model may stand elsewhere
+    targets = ids[first:, None].to(device)
     chunk = max(1, _SCORES_AT_ONCE // pair[0].config.vocab_size)
     sums = torch.zeros(4, dtype=torch.float64)
     for start in range(0, n_scored, chunk):
         part = slice(start, start + chunk)
-        p, q = (n.logits(x[part]).log_softmax(-1) for n, x in zip(pair, states, strict=True))
+        p, q = (n.logits(x[part]).to(device).log_softmax(-1) for n, x in zip(pair, states, strict=True))
         sums += _part_sums(p, q, targets[part])
     nll_a, nll_b, kl, n_same = sums.tolist()
     return _Sums(n_scored, nll_a, nll_b, kl, int(n_same))
@@ -134,7 +180,7 @@ def _part_sums(p: Float[Tensor, "T V"], q: Float[Tensor, "T V"], targets: Tensor
             (p.exp() * (p - q)).double().sum(),
             (p.argmax(-1) == q.argmax(-1)).double().sum(),
         ]
-    )
+    ).cpu()
 
 
 def _summary(documents: list[_Sums]) -> Divergence:

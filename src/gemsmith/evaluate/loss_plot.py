@@ -21,7 +21,7 @@ def plot_losses(losses: Sequence[TensorLoss], quality: Divergence | None, path: 
         DataError: matplotlib is missing.
     """
     figure, (errors, bits) = blank(2)
-    figure.suptitle("\n".join((title, *words(quality))), fontsize="medium")
+    figure.suptitle("\n".join((title, *([] if quality is None else quality.words()))), fontsize="medium")
     _fill(errors, losses, [x.error for x in losses], "relative error")
     _fill(bits, losses, [x.bits for x in losses], "bits per weight, scales and all")
     errors.legend(frameon=False, fontsize="small")
@@ -30,17 +30,6 @@ def plot_losses(losses: Sequence[TensorLoss], quality: Divergence | None, path: 
     else:
         bits.set_xlabel("tensors in the order of the data")
     return save(figure, path)
-
-
-def words(quality: Divergence | None) -> list[str]:
-    """Return the change in quality in two lines; none where it was not measured."""
-    if quality is None:
-        return []
-    change, kl = quality.change, quality.kl
-    return [
-        f"perplexity {change.value:+.3%} (95%: {change.low:+.3%} to {change.high:+.3%})",
-        f"divergence {kl.value:.3e} nats per token (95%: {kl.low:.3e} to {kl.high:.3e}), {quality.n_tokens:,} tokens",
-    ]
 
 
 def _fill(axes: "Axes", losses: Sequence[TensorLoss], heights: Sequence[float], label: str) -> None:

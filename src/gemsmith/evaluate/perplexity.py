@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gemsmith.data.readers import SourceFile, read_texts
+from gemsmith.data.readers import SourceFile, read_texts, read_whole
 from gemsmith.errors import DataError
 from gemsmith.evaluate.bpb import token_nats, windows_of
-from gemsmith.evaluate.interval import Interval, resampled
+from gemsmith.evaluate.interval import ENOUGH, Interval, resampled
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
 
@@ -25,7 +25,8 @@ class Perplexity:
     """How well a model foretells texts.
 
     Attributes:
-        perplexity: Per token, exp of the mean nats; its interval is by resampling blocks of tokens.
+        perplexity: Per token, exp of the mean nats; its interval is by resampling texts, or blocks of
+            tokens where there are fewer than ten texts.
         context: Longest run of tokens seen at once.
         nll: Sum over all tokens, in nats.
     """
@@ -68,20 +69,22 @@ def perplexity(
     if not 2 <= context <= most:
         raise DataError(f"context must be 2 to {most} tokens; got {context}. Leave it out to use the model's own.")
     n_texts = n_bytes = 0
-    found: list[Float[Tensor, " T"]] = []
+    found: list[Float[Tensor, " T"]] = []  # of each text
     for text in texts:
         n_texts, n_bytes = n_texts + 1, n_bytes + len(text.encode())
-        for window in windows_of([tokenizer.bos_id, *tokenizer.encode(text)], context):
-            found.append(token_nats(network, [window], cache_dtype))
-    nats = torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
-    if len(nats) < 2 * BLOCK:
+        windows = windows_of([tokenizer.bos_id, *tokenizer.encode(text)], context)
+        nats = [token_nats(network, [window], cache_dtype) for window in windows]
+        found += [torch.cat(nats)] if nats else []
+    n_tokens = sum(map(len, found))
+    if n_tokens < 2 * BLOCK:
         raise DataError(
-            f"text must be at least {2 * BLOCK} tokens for an interval; got {len(nats)} in {n_bytes} bytes. "
+            f"text must be at least {2 * BLOCK} tokens for an interval; got {n_tokens} in {n_bytes} bytes. "
             "Give a longer one; eval bpb takes any."
         )
-    table = torch.stack([torch.tensor([len(block), float(block.sum())]) for block in nats.split(BLOCK)]).double()
+    units = found if len(found) >= ENOUGH else [block for nats in found for block in nats.split(BLOCK)]
+    table = torch.tensor([[len(unit), float(unit.sum())] for unit in units], dtype=torch.float64)
     interval = resampled(table, lambda sums: (sums[..., 1] / sums[..., 0]).exp())
-    return Perplexity(interval, context, n_texts, len(nats), n_bytes, float(nats.sum()))
+    return Perplexity(interval, context, n_texts, n_tokens, n_bytes, float(table[:, 1].sum()))
 
 
 def file_perplexity(
@@ -98,17 +101,5 @@ def file_perplexity(
     Raises:
         DataError: The file cannot be read, is not UTF-8, or is too short.
     """
-    texts = read_texts(path, field) if SourceFile(path, path.name).holds_lines else [_whole(path)]
+    texts = read_texts(path, field) if SourceFile(path, path.name).holds_lines else [read_whole(path)]
     return perplexity(network, tokenizer, texts, context=context, cache_dtype=cache_dtype)
-
-
-def _whole(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise DataError(f"text must be readable; got {error.strerror!r} for {str(path)!r}. Check its name.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"text must be UTF-8; got byte {error.object[error.start]} at offset {error.start} of {str(path)!r}. "
-            "Convert it first."
-        ) from error
