@@ -37,9 +37,20 @@ def test_verbs_take_the_file(converted: Path, capsys: pytest.CaptureFixture[str]
     assert "are the same" in capsys.readouterr().out
 
 
+def test_a_file_becomes_a_folder(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", str(converted), str(out), "--type", "f32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"path": str(out), "n_bytes": found["n_bytes"], "formats": {"F32": 90}}
+    assert main(["verify", str(out), str(converted)]) == 0
+    assert "are the same" in capsys.readouterr().out
+
+
 def test_mistakes_are_told(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    assert main(["convert", "pebble", str(tmp_path / "x.bin")]) == 1
-    assert "file must be called something.gguf" in capsys.readouterr().err
+    assert main(["convert", "pebble", str(tmp_path / "x.bin"), "--type", "q8_0"]) == 1
+    assert "type must be one of f16, bf16, f32 for a folder; got 'q8_0'. Name a file" in capsys.readouterr().err
+    assert main(["convert", "pebble", str(tmp_path / "x.gguf"), "--type", "f32"]) == 1
+    assert "type must be one of f16, bf16, q8_0, q4_0; got 'f32'" in capsys.readouterr().err
     assert main(["convert", str(folder), str(tmp_path / "x.gguf")]) == 1
     assert "attn_scale must be what readers of GGUF take" in capsys.readouterr().err
     assert main(["convert", "pebble", str(tmp_path / "x.gguf"), "--type", "q2_k"]) == 2

@@ -1,4 +1,4 @@
-"""`gemsmith convert`: a model as one GGUF file, for llama.cpp and its kin."""
+"""`gemsmith convert`: a model as one GGUF file, for llama.cpp and its kin, or as a folder of dense weights."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,32 +14,32 @@ def convert(
     out: Path,
     /,
     *,
-    kind: Annotated[Literal["f16", "bf16", "q8_0", "q4_0"], Parameter(name="--type")] = "q8_0",
+    kind: Annotated[Literal["f16", "bf16", "f32", "q8_0", "q4_0"] | None, Parameter(name="--type")] = None,
     name: str | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a model as one GGUF file, vocabulary and chat template included. Its path goes to stdout.
+    """Write a model as one GGUF file or as a Hugging Face folder of dense weights. Its path goes to stdout.
+
+    Matrices in few bits are kept as they are where a GGUF file has the same (int8-g32 in q8_0, int4-g32 in
+    q4_0) and rounded anew otherwise. A folder gets the weights that few bits stand for: it can be trained
+    and quantized, but is no better than what it was made of.
 
     Args:
         model: The box ("pebble"), a folder, a GGUF file, or a pulled name.
-        out: The file to write, something.gguf.
-        kind: How matrices are stored: in 16, 8 or 4 bits.
-        name: What to call the model in the file; by default what it is called here.
+        out: What to write: a file if it ends in .gguf, else a folder.
+        kind: How matrices are stored: f16, bf16, q8_0 or q4_0 in a GGUF file, by default q8_0; f16, bf16 or
+            f32 in a folder, by default as in the model.
+        name: What to call the model in the GGUF file; by default what it is called here.
     """
-    from gemsmith.errors import TokenizerError
     from gemsmith.weights.catalog import find_model
-    from gemsmith.weights.gguf_write import save_gguf
+    from gemsmith.weights.converting import to_folder, to_gguf
     from gemsmith.weights.memory import in_gb
-    from gemsmith.weights.opening import open_model
 
     place = find_model(model)
-    loaded, tokenizer = open_model(place)
-    if tokenizer is None:
-        raise TokenizerError(
-            f"model must have a tokenizer to be written as GGUF; got none in {str(place)!r}. "
-            "Put its tokenizer.model there."
-        )
-    written = save_gguf(out, loaded.network, tokenizer=tokenizer, kind=kind, name=name or place.stem)
+    if out.suffix == ".gguf":
+        written = to_gguf(place, out, kind=kind or "q8_0", name=name or place.stem)
+    else:
+        written = to_folder(place, out, kind=kind)
     if as_json:
         write_json({"path": str(written.path), "n_bytes": written.n_bytes, "formats": dict(written.formats)})
         return 0

@@ -193,3 +193,23 @@ def quantize_network(
         q = quantize(table.weight, scheme, scale_dtype=scale_dtype)
         network.embed_tokens = QuantizedEmbedding(q).train(table.training)
     return network
+
+
+def make_dense(network: Transformer, dtype: torch.dtype) -> Transformer:
+    """Give a network the weights its matrices in few bits stand for, one after the other in place, and return it."""
+
+    def change(_: str, linear: Linear) -> nn.Module:
+        if not isinstance(linear, QuantizedLinear):
+            return linear
+        new = Linear(linear.d_in, linear.d_out, dtype=dtype, device="meta").train(linear.training)
+        new.weight = nn.Parameter(dequantize(linear.quantized, dtype))
+        new.delta = linear.delta
+        return new
+
+    network.replace_linears(change)
+    table = network.embed_tokens
+    if isinstance(table, QuantizedEmbedding):
+        new = Embedding(*table.matrix.shape, dtype=dtype, device="meta").train(table.training)
+        new.weight = nn.Parameter(dequantize(table.quantized, dtype))
+        network.embed_tokens = new
+    return network

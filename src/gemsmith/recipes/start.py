@@ -40,7 +40,8 @@ def find_start(spec: StartSpec, config: ModelConfig) -> Start:
     if not folder.is_dir() or read_schemes(folder):
         kind = "a model in few bits" if folder.is_dir() else "a file"
         raise ConfigError(
-            f"model of [start] must be a folder of dense weights; got {spec.model!r}, {kind}. Convert it."
+            f"model of [start] must be a folder of dense weights; got {spec.model!r}, {kind}. "
+            "Make one: gemsmith convert MODEL FOLDER."
         )
     _check_shape(spec, read_config(folder), config)
     files = sorted(folder.glob("*.safetensors"))

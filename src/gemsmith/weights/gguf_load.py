@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CheckpointError, ConfigError
-from gemsmith.kernels.quantized import Quantized, Scheme, pack_nibbles
+from gemsmith.kernels.quantized import Quantized, pack_nibbles
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.weights.folder import LoadedNetwork, LoadReport
@@ -20,6 +20,7 @@ from gemsmith.weights.gguf_header import GgufFile, GgufTensor, read_gguf
 from gemsmith.weights.gguf_metadata import Metadata
 from gemsmith.weights.gguf_names import EMBEDDING, OUTPUT, is_shifted, parameter_name
 from gemsmith.weights.gguf_ollama import in_common_words
+from gemsmith.weights.gguf_tensors import NATIVE
 from gemsmith.weights.gguf_tokenizer import is_own_template, read_tokenizer, special_ids
 from gemsmith.weights.header import Entry
 from gemsmith.weights.mapped import MappedFiles
@@ -28,8 +29,6 @@ from gemsmith.weights.quantized import put
 
 _log = logging.getLogger("gemsmith")
 _TEMPLATE = "tokenizer.chat_template"
-# The formats products are computed in as they are.
-NATIVE = {"Q8_0": Scheme(8, 32), "Q4_0": Scheme(4, 32)}
 _PIECE_ITEMS = 1 << 20
 
 

@@ -1,33 +1,29 @@
 """A network and its tokenizer -> a GGUF file that llama.cpp and its kin read, whole or not at all."""
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gemsmith.chat import END_OF_TURN, START_OF_TURN
 from gemsmith.config import ModelConfig
 from gemsmith.errors import ConfigError, StorageError
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
-from gemsmith.weights.gguf_blocks import BY_NAME, BlockFormat
+from gemsmith.weights.gguf_blocks import BY_NAME
 from gemsmith.weights.gguf_config import check_expressible, parse_metadata, render_metadata
-from gemsmith.weights.gguf_encode import encode_blocks
 from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS, STRING, GgufFile
 from gemsmith.weights.gguf_metadata import Metadata
-from gemsmith.weights.gguf_names import is_shifted, tensor_name
+from gemsmith.weights.gguf_tensors import Source, sources
 from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
 from gemsmith.weights.whole_file import replacing_file
 
 # What --type may say -> (format of matrices, the number general.file_type gives it).
 TYPES = {"f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
 _VERSION, _QUANTIZATION_VERSION = 3, 2
-_PIECE_ITEMS = 1 << 20
 _UINT32, _FLOAT32 = 4, 6
 
 # The conversation `chat.compile_chat` writes, as the Jinja text other programs run.
@@ -69,7 +65,8 @@ class Written:
 def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, kind: str, name: str) -> Written:
     """Write one file; an older GGUF file of that name is replaced only when the new one is whole.
 
-    Norms are kept in float32. A matrix whose rows blocks of 32 do not divide is kept in float16.
+    Norms are kept in float32. A matrix whose rows blocks of 32 do not divide is kept in float16. Of a matrix
+    in 8 or 4 bits with a scale for each 32 inputs, q8_0 or q4_0 keeps the values; any other is rounded anew.
 
     Args:
         kind: "f16", "bf16", "q8_0" or "q4_0": the format of the matrices.
@@ -77,6 +74,7 @@ def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, k
 
     Raises:
         ConfigError: Another `kind`, or a model readers of the format would take for another one.
+        CheckpointError: The network has other parameters than its configuration, such as an adapter.
         StorageError: The disk is full or not writable, or the place holds something else.
     """
     path = Path(path).expanduser().resolve()
@@ -84,15 +82,15 @@ def save_gguf(path: Path | str, network: Transformer, *, tokenizer: Tokenizer, k
         raise ConfigError(f"type must be one of {', '.join(TYPES)}; got {kind!r}. Choose one of them.")
     tokenizer.check_against(network.config)
     metadata = _metadata(network.config, tokenizer, kind=kind, name=name)
-    tensors = dict(_tensors(network, kind))
-    n_bytes = sum(_n_bytes(tensor, block) for tensor, block in tensors.values())
+    tensors = sources(network, BY_NAME[TYPES[kind][0]])
+    n_bytes = sum(tensor.n_bytes for tensor in tensors.values())
     if path.suffix != ".gguf":
         raise StorageError(f"file must be called something.gguf; got {str(path)!r}. Add .gguf to its name.")
     if not path.parent.is_dir():
         raise StorageError(f"folder of the file must exist; got {str(path.parent)!r}. Make it first.")
     with replacing_file(path, is_ours=_begins_as_gguf, n_bytes=n_bytes) as partial, partial.open("xb") as file:
         _write(file, metadata, tensors)
-    names = [block.name for _, block in tensors.values()]
+    names = [tensor.block.name for tensor in tensors.values()]
     return Written(path, path.stat().st_size, {name: names.count(name) for name in dict.fromkeys(names)})
 
 
@@ -116,45 +114,26 @@ def _metadata(config: ModelConfig, tokenizer: Tokenizer, *, kind: str, name: str
     return everything
 
 
-def _tensors(network: Transformer, kind: str) -> Iterator[tuple[str, tuple[Tensor, BlockFormat]]]:
-    """Yield the tensors by their names in the file, each with its format."""
-    wanted = BY_NAME[TYPES[kind][0]]
-    for name, parameter in network.named_parameters():
-        block = BY_NAME["F32"] if is_shifted(name) else wanted
-        if parameter.shape[-1] % block.n_items:
-            block = BY_NAME["F16"]
-        yield tensor_name(name, network.config.family), (parameter.detach(), block)
-
-
-def _n_bytes(tensor: Tensor, block: BlockFormat) -> int:
-    return tensor.numel() // block.n_items * block.n_bytes
-
-
 def _begins_as_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, BlockFormat]]) -> None:
+def _write(file: BinaryIO, metadata: Mapping[str, Any], tensors: Mapping[str, Source]) -> None:
     """Write the head, then the tensors piece by piece; beside the network only one piece is in memory."""
     file.write(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
         file.write(_text(key.encode()) + _value(value))
     offset = 0
-    for name, (tensor, block) in tensors.items():
-        sizes = tuple(reversed(tensor.shape))
-        file.write(_text(name.encode()) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, block.code, offset))
-        offset += _padded(_n_bytes(tensor, block))
-    for name, (tensor, block) in tensors.items():
+    for name, tensor in tensors.items():
+        sizes, code = tuple(reversed(tensor.shape)), tensor.block.code
+        file.write(_text(name.encode()) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, code, offset))
+        offset += _padded(tensor.n_bytes)
+    for tensor in tensors.values():
         file.write(b"\0" * (-file.tell() % ALIGNMENT))
-        for piece in _pieces(tensor, is_norm=name.endswith("norm.weight")):
-            file.write(encode_blocks(piece, block).numpy().data)
+        for piece in tensor.pieces():
+            file.write(piece.numpy().data)
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
-
-
-def _pieces(tensor: Tensor, *, is_norm: bool) -> Iterator[Tensor]:
-    for piece in tensor.reshape(-1).split(_PIECE_ITEMS):
-        yield piece.to(device="cpu", dtype=torch.float32) + (1.0 if is_norm else 0.0)
 
 
 def _padded(n_bytes: int) -> int:

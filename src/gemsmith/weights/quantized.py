@@ -36,6 +36,24 @@ def put(network: Transformer, name: str, q: Quantized) -> None:
     setattr(network.get_submodule(parent), attribute, new)
 
 
+def check_whole(network: Transformer) -> list[str]:
+    """Return the names of a configuration's parameters, once a network has them, dense or in few bits, and no others.
+
+    Raises:
+        CheckpointError: It has others, such as an adapter that is not merged.
+    """
+    wanted = {name: tuple(p.shape) for name, p in Transformer(network.config, device="meta").named_parameters()}
+    found = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    found |= {f"{name}.{WEIGHT}": q.shape for name, q in quantized_modules(network).items()}
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"network must hold the parameters of its configuration; got {name!r} of shape {found.get(name)} where "
+                f"{wanted.get(name)} is expected. Merge adapters before saving."
+            )
+    return list(wanted)
+
+
 def store_module(name: str, q: Quantized) -> dict[str, Stored]:
     """Return the tensors of a module by their published names.
 

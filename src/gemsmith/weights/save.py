@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gemsmith.errors import CheckpointError, ConfigError, StorageError
+from gemsmith.errors import ConfigError, StorageError
 from gemsmith.model.linear import Linear
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ from gemsmith.weights.keys import QUANTIZATION
 from gemsmith.weights.manifest import MANIFEST_FILE, FileRecord, Manifest, read_manifest, remember_sha256, sha256_of
 from gemsmith.weights.memory import DTYPE_BYTES, in_gb
 from gemsmith.weights.names import tensor_name
-from gemsmith.weights.quantized import quantized_modules, store_module
+from gemsmith.weights.quantized import check_whole, quantized_modules, store_module
 from gemsmith.weights.render import render_config
 from gemsmith.weights.shards import Stored, dense, index_of, split, write_shard
 from gemsmith.weights.tensors import INDEX_FILE
@@ -100,18 +100,9 @@ def _quantization(network: Transformer) -> dict[str, Any]:
 def _published(network: Transformer, dtype: torch.dtype) -> dict[str, Stored]:
     """Return what is stored of a network by published names, once that is exactly its configuration."""
     quantized = quantized_modules(network)
-    wanted = {name: tuple(p.shape) for name, p in Transformer(network.config, device="meta").named_parameters()}
-    found = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    found |= {f"{name}.weight": q.shape for name, q in quantized.items()}
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"network must hold the parameters of its configuration; got {name!r} of shape {found.get(name)} where "
-                f"{wanted.get(name)} is expected. Merge adapters before saving."
-            )
     parameters = dict(network.named_parameters())
     tensors: dict[str, Stored] = {}
-    for name in wanted:
+    for name in check_whole(network):
         module = name.removesuffix(".weight")
         if module in quantized:
             tensors |= store_module(module, quantized[module])
