@@ -87,7 +87,7 @@ struct Weights {
         : window(window), n_places(window ? c.n_ring_places : c.n_places),
           q(c.d_model, c.n_heads * c.head_dim, 16, 0.3f, seed), k(c.d_model, c.n_kv_heads * c.head_dim, 32, 0.3f, seed + 1),
           v(c.d_model, c.n_kv_heads * c.head_dim, few(c), 0.3f, seed + 2), o(c.n_heads * c.head_dim, c.d_model, 32, 0.3f, seed + 3),
-          gate(c.d_model, c.d_ff, 32, 0.3f, seed + 4), up(c.d_model, c.d_ff, few(c), 0.3f, seed + 5),
+          gate(c.d_model, c.d_ff, 16, 0.3f, seed + 4), up(c.d_model, c.d_ff, few(c), 0.3f, seed + 5),
           down(c.d_ff, c.d_model, 16, 0.3f, seed + 6), norm_in(c.d_model, c.norm_dtype, 0.5f, seed + 7),
           norm_out(c.d_model, c.norm_dtype, 0.5f, seed + 8), norm_ff_in(c.d_model, c.norm_dtype, 0.5f, seed + 9),
           norm_ff_out(c.d_model, c.norm_dtype, 0.5f, seed + 10), q_norm(c.head_dim, c.norm_dtype, 0.5f, seed + 11),
@@ -99,7 +99,7 @@ struct Weights {
             value_bytes[i] = (int8_t)((int64_t)(i * 91 + seed) % 255 - 127);
         }
         for (size_t i = 0; i < key_scales.size(); i++) key_scales[i] = value_scales[i] = 0.01f;
-        for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = 1.0f / (float)(i + 1);
+        for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = (window ? 1.0f : 0.25f) / (float)(i + 1);
     }
     static int32_t few(const Case& c) { return c.is_packed ? 4 : 32; }
     static int32_t kept_dtype(const Case& c) { return c.cache_dtype == GS_BFLOAT16 ? GS_BFLOAT16 : GS_FLOAT32; }
