@@ -10,6 +10,7 @@ import torch
 from gemsmith.chat import Turn
 from gemsmith.errors import CacheError, MemoryLimitError, StorageError
 from gemsmith.infer import fingerprint as fingerprint_module
+from gemsmith.infer import generate as generate_module
 from gemsmith.infer import prompt_cache as prompt_cache_module
 from gemsmith.infer.fingerprint import fingerprint
 from gemsmith.infer.lm import LM
@@ -112,6 +113,45 @@ def test_a_read_prompt_can_grow(lm: LM) -> None:
     short = lm.read_prompt(TEXT[:40])
     longer = lm.read_prompt(TEXT, prompt_cache=short)
     assert_same(lm, TEXT, longer, len(longer.token_ids) - 1)
+
+
+def test_a_grown_prompt_claims_no_more_than_its_rings_were_given(
+    lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_module, "PREFILL_CHUNK", 32)  # rings of 40 places
+    ids = [lm.tokenizer.bos_id, *(300 + 7 * i % 250 for i in range(119))]
+    first = lm.read_prompt(ids)
+    second = lm.read_prompt([*ids[:100], 9], prompt_cache=first)  # is given 80 to 99 alone
+    assert second.stores["keys.0"].shape[1] == 21
+    assert second.stores["keys.1"].shape[1] == 101
+    loaded = lm.load_prompt(lm.save_prompt(second, tmp_path / "prompt.cache"))
+    for known in (second, loaded):
+        assert_same(lm, [*ids[:70], 11, 12], known, 0)
+        assert_same(lm, [*ids[:87], 11, 12], known, 87)
+        assert_same(lm, [*ids[:86], 11, 12], known, 0)
+        assert_same(lm, [*ids[:100], 9, 8], known, 101)
+
+
+def test_a_slot_filled_from_short_rings_goes_back_no_further_than_they_did(lm: LM) -> None:
+    ids = list(lm.read_prompt(TEXT).token_ids)
+    known = known_with_short_rings(lm, ids, slack=4)
+    cache = KVCache(lm.config, capacity=len(ids), slack=len(ids))
+    known.fill(cache, len(ids) - 3)
+    cache.rollback(1)
+    with pytest.raises(CacheError, match=f"return to {len(ids) - 5}"):
+        cache.rollback(1)
+
+
+def test_a_prompt_rolled_back_has_lost_what_came_after_it_wrote_over(lm: LM) -> None:
+    ids = list(lm.read_prompt(TEXT).token_ids)
+    cache = KVCache(lm.config, capacity=len(ids), slack=4)
+    with torch.inference_mode():
+        lm.network.hidden(torch.tensor(ids), Layout.packed([len(ids)]), cache=cache)
+    cache.rollback(3)
+    known = PromptCache.of(cache, ids[:-3], network=lm.network)
+    assert known.stores["keys.0"].shape[1] == WINDOW + 4 - 3
+    assert_same(lm, ids, known, len(ids) - 3)
+    assert known.n_shared([*ids[:-6], 9, 9]) == 0
 
 
 def test_a_conversation_goes_on(lm: LM, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_rollback_goes_back_no_further_than_the_slack_from_the_furthest_token() 
     for start in range(4, 40, 4):
         cache.reserve(0, start, 4)
     cache.rollback(3)
-    with pytest.raises(CacheError, match="at most 4 tokens from the furthest one seen \\(40\\); got a return to 35"):
+    with pytest.raises(CacheError, match=r"return to 36 or later, .*; got a return to 35"):
         cache.rollback(2)
     cache.rollback(1)
     assert cache.lengths.tolist() == [36]
@@ -94,6 +94,37 @@ def test_rollback_is_free_where_nothing_was_overwritten() -> None:
     cache.reserve(0, 0, WINDOW + 4)
     cache.rollback(WINDOW)
     assert cache.lengths.tolist() == [4]
+
+
+def test_rings_hold_what_was_not_overwritten_also_after_a_rollback() -> None:
+    cache = KVCache(tiny_config(), n_slots=2, capacity=60, slack=4)
+    cache.reserve(1, 0, 4)
+    assert cache.first_held(0, 1) == 0
+    for start in range(4, 40, 4):
+        cache.reserve(1, start, 4)
+    cache.rollback(3, 1)
+    assert [cache.first_held(index, 1) for index in cache.keys] == [40 - WINDOW - 4, 0] * 2
+    assert cache.first_held(0, 0) == 0
+
+
+def test_a_resumed_slot_rolls_back_to_what_it_was_given_and_no_further() -> None:
+    cache = KVCache(tiny_config(), capacity=60, slack=60)  # its own rings would never overwrite anything
+    cache.resume(0, 40, first_held={0: 20, 1: 0, 2: 18, 3: 0})
+    assert cache.first_held(0) == cache.first_held(2) == 20
+    cache.rollback(40 - 20 - WINDOW)
+    with pytest.raises(CacheError, match=f"return to {20 + WINDOW} or later, .*; got a return to {19 + WINDOW}"):
+        cache.rollback(1)
+    cache.clear()
+    cache.resume(0, 40, first_held=dict.fromkeys(range(4), 0))
+    cache.rollback(39)
+
+
+def test_a_resumed_slot_that_holds_the_last_window_alone_stays_as_it_is() -> None:
+    cache = KVCache(tiny_config(), capacity=60, slack=4)
+    cache.resume(0, 40, first_held={0: 40 - WINDOW + 1})
+    cache.rollback(0)
+    with pytest.raises(CacheError, match="got a return to 39"):
+        cache.rollback(1)
 
 
 def test_int8_caches_count_their_scales() -> None:

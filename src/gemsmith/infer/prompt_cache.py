@@ -38,7 +38,7 @@ class PromptCache:
         token_ids: The prompt.
         network: Whose keys and values they are.
         stores: "keys.3", "values.3", ...: what a cache keeps for layer 3 of the last tokens, in the
-            order of their positions (dimension 1). A local layer has no more than its ring held.
+            order of their positions (dimension 1). A local layer has no more than its ring really held.
     """
 
     token_ids: tuple[int, ...]
@@ -52,9 +52,8 @@ class PromptCache:
         assert int(cache.lengths[slot]) == n_tokens
         for kind, layers in cache.stores.items():
             for layer, store in layers.items():
-                places = store.shape[2]
-                positions = torch.arange(max(0, n_tokens - places), n_tokens, device=store.device)
-                stores[f"{kind}.{layer}"] = store[slot][:, positions % places]
+                positions = torch.arange(cache.first_held(layer, slot), n_tokens, device=store.device)
+                stores[f"{kind}.{layer}"] = store[slot][:, positions % store.shape[2]]
         return cls(tuple(token_ids), network, stores)
 
     @property
@@ -86,6 +85,7 @@ class PromptCache:
         Raises:
             CacheError: The cache keeps numbers of another kind.
         """
+        starts: dict[int, int] = {}
         for kind, layers in cache.stores.items():
             for layer, target in layers.items():
                 source = self.stores.get(f"{kind}.{layer}")
@@ -95,11 +95,12 @@ class PromptCache:
                         f"{'none' if source is None else source.dtype} for layer {layer}. Read the prompt again."
                     )
                 places, first_held = target.shape[2], len(self.token_ids) - source.shape[1]
-                positions = torch.arange(max(first_held, n_tokens - places), n_tokens)
+                starts[layer] = max(first_held, n_tokens - places)
+                positions = torch.arange(starts[layer], n_tokens)
                 target[slot][:, (positions % places).to(target.device)] = source[:, positions - first_held].to(
                     target.device
                 )
-        cache.resume(slot, n_tokens, furthest=len(self.token_ids))
+        cache.resume(slot, n_tokens, first_held=starts)
 
     def save(self, path: Path | str, tokenizer: Tokenizer) -> Path:
         """Write a file that `load_prompt` takes, whole or not at all; return its path.

@@ -6,7 +6,7 @@ a chunk of new tokens overwrites before it has attended, and what a rollback can
 A cache of dtype int8 holds every head's vector as whole numbers of 8 bits and one float32 scale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -60,7 +60,8 @@ class KVCache:
         self.config, self.n_slots, self.slack, self.dtype = config, n_slots, slack, dtype
         self.capacity = config.max_seq_len if capacity is None else capacity
         self.lengths: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
-        # The furthest position ever written and not cleared: rollback may go back `slack` from there.
+        # A ring holds the window + slack positions before here: before the furthest one ever written and not
+        # cleared, or before a later one where a resumed slot was given less than a ring has room for.
         self._furthest: Int[Tensor, " n_slots"] = torch.zeros(n_slots, dtype=torch.long)
         self.keys: dict[int, Shaped[Tensor, "n_slots K S H"]] = {}
         self.values: dict[int, Shaped[Tensor, "n_slots K S H"]] = {}
@@ -143,13 +144,18 @@ class KVCache:
             widened(v, self.value_scales[index][part], dtype),
         )
 
+    def first_held(self, index: int, slot: int = 0) -> int:
+        """Return the first position of a slot whose keys and values layer `index` still holds."""
+        window = self.config.layers[index].window
+        return 0 if window is None else max(0, int(self._furthest[slot]) - window - self.slack)
+
     def rollback(self, n_tokens: int, slot: int = 0) -> None:
         """Forget the last `n_tokens` of a slot, as if they had never been seen.
 
         Raises:
             CacheError: More than it holds, or so many that the rings no longer hold what came before.
         """
-        length, furthest = int(self.lengths[slot]), int(self._furthest[slot])
+        length = int(self.lengths[slot])
         if not 0 <= n_tokens <= length:
             raise CacheError(
                 f"rollback must lie within the {length} tokens of slot {slot}; got {n_tokens}. Clear it instead."
@@ -157,10 +163,11 @@ class KVCache:
         target = length - n_tokens
         if target == 0:
             return self.clear(slot)
-        if furthest - target > self.slack and self.max_chunk == self.slack:
+        layers = self.config.layers
+        if n_tokens and any(self.first_held(i, slot) > max(0, target - (layers[i].window or 0)) for i in self.keys):
             raise CacheError(
-                f"rollback must go back at most {self.slack} tokens from the furthest one seen ({furthest}); got a "
-                f"return to {target}. Make the cache with more slack, or prefill the text again."
+                f"rollback must return to {int(self._furthest[slot]) - self.slack} or later, for the rings hold no "
+                f"window before it; got a return to {target}. Make the cache with more slack, or prefill the text."
             )
         self.lengths[slot] = target
         return None
@@ -170,17 +177,20 @@ class KVCache:
         self.lengths[slot] = 0
         self._furthest[slot] = 0
 
-    def resume(self, slot: int, length: int, *, furthest: int) -> None:
+    def resume(self, slot: int, length: int, *, first_held: Mapping[int, int]) -> None:
         """Count a slot as holding `length` tokens whose keys and values have been put there from elsewhere.
 
         Args:
-            furthest: The last position of which there have ever been any, plus 1.
+            first_held: By layer with keys of its own, the first position put there; all up to `length` follow.
 
         Raises:
             CacheError: The slot is not empty or does not exist, or they do not fit.
         """
         self.reserve(slot, 0, length)
-        self._furthest[slot] = furthest
+        for index, first in first_held.items():
+            window = self.config.layers[index].window
+            if window is not None and first > 0:
+                self._furthest[slot] = max(int(self._furthest[slot]), first + window + self.slack)
 
     def copy_slot(self, source: int, target: int) -> None:
         """Make slot `target` continue the document of slot `source`."""
