@@ -10,10 +10,15 @@ import torch
 import gemsmith.infer.generate as generate_module
 import gemsmith.infer.score as score_module
 from gemsmith.chat import Turn
-from gemsmith.errors import ChatError, ConfigError, PromptError, TokenizerError
+from gemsmith.errors import ChatError, CheckpointError, ConfigError, PromptError, TokenizerError
+from gemsmith.infer.generate import Row
 from gemsmith.infer.lm import LM
 from gemsmith.infer.load import load
 from gemsmith.infer.sample import Sampling
+from gemsmith.kernels import native
+from gemsmith.kernels.decode_step import DecodeStep
+from gemsmith.model.cache import KVCache
+from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.weights.folder import load_network, save_folder
 from tiny import tiny_network
@@ -55,6 +60,91 @@ def test_a_stream_that_is_left_early_is_cancelled(lm: LM) -> None:
     assert list(stream) in ([], [stream.completion.text[len(first) :]])
     stream.close()
     assert stream.completion.finish_reason == "cancelled"
+
+
+def test_a_stream_whose_prompt_cannot_be_read_has_ended(tokenizer: Tokenizer) -> None:
+    network = tiny_network(vocab_size=tokenizer.vocab_size)
+    with torch.no_grad():
+        network.norm.weight[0] = float("nan")
+    stream = LM(network, tokenizer).stream("the")
+    with pytest.raises(CheckpointError, match="got nan"):
+        next(stream)
+    assert list(stream) == []
+    assert (stream.completion.token_ids, stream.completion.finish_reason) == ((), "cancelled")
+
+
+@pytest.mark.parametrize("place", ["_check_finite", "decode_step", "History"])
+def test_a_stream_interrupted_while_it_reads_the_prompt_has_ended(
+    lm: LM, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = lm.stream("the", sampling=Sampling(repetition_penalty=1.1))
+    monkeypatch.setattr(generate_module, place, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    monkeypatch.undo()
+    assert list(stream) == []
+    assert stream.completion.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "is_compiled"),
+    [
+        (KVCache, "reserve", True),
+        (KVCache, "reserve", False),
+        (Transformer, "logits", False),
+        pytest.param(
+            DecodeStep, "__call__", True, marks=pytest.mark.skipif(not native.is_loaded(), reason="no library")
+        ),
+        (Row, "add", True),
+    ],
+)
+def test_a_stream_interrupted_between_two_tokens_has_ended(
+    lm: LM, owner: type, name: str, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(generate_module, "decode_step", lambda *_, **__: None)
+    stream = lm.stream("the", seed=1, max_new_tokens=50, top_logprobs=1)
+    pieces, real = [next(stream)], getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, lambda *a, **k: interrupt(real(*a, **k)))
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    pieces += list(stream)
+    found = stream.completion
+    assert found.finish_reason == "cancelled"
+    assert "".join(pieces) == found.text
+    assert found.logprobs is not None
+    assert found.top_logprobs is not None
+    assert len(found.token_ids) == len(found.logprobs) == len(found.top_logprobs) > 0
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_before_its_token_takes_the_logprob_back(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = lm.stream("the", seed=1, top_logprobs=1)
+    monkeypatch.setattr(Row, "add", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert (stream.completion.token_ids, stream.completion.logprobs) == ((), ())
+    assert stream.completion.top_logprobs == ()
+
+
+def test_an_error_leaves_finished_rows_as_they_are(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    generation = lm._generation(["the", "a"], None, {"max_new_tokens": 1})
+    real = Row.add
+
+    def add(row: Row, *arguments: object) -> None:
+        real(row, *arguments)  # pyright: ignore[reportArgumentType]
+        if row.finish_reason is not None:
+            raise MemoryError
+
+    monkeypatch.setattr(Row, "add", add)
+    with pytest.raises(MemoryError):
+        generation.step()
+    assert [row.finish_reason for row in generation.rows] == ["length", "cancelled"]
+    assert generation.run()[0].finish_reason == "length"
 
 
 def test_a_finished_stream_stays_finished_when_closed(lm: LM) -> None:

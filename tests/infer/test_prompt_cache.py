@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from gemsmith.chat import Turn
-from gemsmith.errors import CacheError, MemoryLimitError, StorageError
+from gemsmith.errors import CacheError, CheckpointError, MemoryLimitError, StorageError
 from gemsmith.infer import fingerprint as fingerprint_module
 from gemsmith.infer import generate as generate_module
 from gemsmith.infer import prompt_cache as prompt_cache_module
 from gemsmith.infer.fingerprint import fingerprint
 from gemsmith.infer.lm import LM
 from gemsmith.infer.prompt_cache import FORMAT, PromptCache
+from gemsmith.infer.sample import Sampling
 from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.cache import KVCache
 from gemsmith.model.layout import Layout
@@ -113,6 +114,21 @@ def test_a_read_prompt_can_grow(lm: LM) -> None:
     short = lm.read_prompt(TEXT[:40])
     longer = lm.read_prompt(TEXT, prompt_cache=short)
     assert_same(lm, TEXT, longer, len(longer.token_ids) - 1)
+
+
+def test_reading_a_prompt_makes_nothing_to_write_with(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("decode_step", "History"):
+        monkeypatch.setattr(generate_module, name, None)
+    reader = LM(lm.network, lm.tokenizer, sampling=Sampling(repetition_penalty=1.2))
+    assert reader.read_prompt("the quick").n_bytes > 0
+
+
+def test_a_prompt_is_not_kept_by_a_damaged_model(tokenizer: Tokenizer) -> None:
+    network = tiny_network(vocab_size=tokenizer.vocab_size)
+    with torch.no_grad():
+        network.norm.weight[0] = float("nan")
+    with pytest.raises(CheckpointError, match="got nan"):
+        LM(network, tokenizer).read_prompt("the")
 
 
 def test_a_grown_prompt_claims_no_more_than_its_rings_were_given(

@@ -78,6 +78,7 @@ class Row:
     def completion(self, settings: Settings) -> Completion:
         """Return the completion as it stands; one that is not finished counts as cancelled."""
         assert settings.sampling.seed is not None
+        n = len(self.token_ids)
         return Completion(
             text="".join(self._pieces),
             token_ids=tuple(self.token_ids),
@@ -86,8 +87,9 @@ class Row:
             n_cached_tokens=self.n_cached,
             index=self.index,
             seed=settings.sampling.seed,
-            logprobs=None if settings.top_logprobs is None else tuple(self.logprobs),
-            top_logprobs=None if settings.top_logprobs is None else tuple(self.top_logprobs),
+            # An interrupt may come after those of a token and before the token itself.
+            logprobs=None if settings.top_logprobs is None else tuple(self.logprobs[:n]),
+            top_logprobs=None if settings.top_logprobs is None else tuple(self.top_logprobs[:n]),
             ttft_s=self.ttft_s,
             total_s=self.total_s,
         )
@@ -138,7 +140,17 @@ class Generation:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Choose one token for every live row; the first step reads the prompts."""
+        """Choose one token for every live row; the first step reads the prompts.
+
+        An error or an interrupt ends all of them: the cache may hold half a pass.
+        """
+        try:
+            self._advance()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _advance(self) -> None:
         if self.settings.is_cancelled():
             return self.cancel()
         logits = self._prefill() if self._cache is None else self._decode()
@@ -160,21 +172,38 @@ class Generation:
     @torch.inference_mode()
     def read(self) -> KVCache:
         """Read the prompts, write nothing, and return the cache that holds them."""
-        self._prefill()
-        assert self._cache is not None
-        return self._cache
+        cache = self._make_cache()
+        self._read(cache)
+        return cache
 
     def cancel(self) -> None:
         """End every live row where it stands and free the cache."""
         for row in self.live:
-            row.finish("cancelled")
-        self._drop_finished()
+            if row.finish_reason is None:
+                row.finish("cancelled")
+        self.live = []
+        self._cache = self._history = self._compiled = None
 
     def _prefill(self) -> Float[Tensor, "B V"] | None:
+        """Read the prompts, make ready to write, and return the logits of each row, None when cancelled."""
+        n = self.settings.n
+        cache = self._make_cache()
+        logits = self._read(cache)
+        if logits is None:
+            return None
+        for row in self.rows:
+            if row.slot % n:
+                cache.copy_slot(row.slot - row.slot % n, row.slot)
+        self._compiled = self._step(cache)
+        if self.settings.sampling.has_penalties:
+            self._history = History([row.prompt for row in self.rows], self.n_pieces, device=self._device)
+        self._cache = cache
+        return logits.repeat_interleave(n, 0)
+
+    def _read(self, cache: KVCache) -> Float[Tensor, "P V"] | None:
         """Read every prompt once and return the logits of its first new token, None when cancelled."""
         n = self.settings.n
         prompts = [row.prompt for row in self.rows[::n]]
-        self._cache = cache = self._make_cache()
         last: dict[int, Tensor] = {}
         self._resume(cache)
         starts = [row.n_cached for row in self.rows[::n]]
@@ -192,15 +221,9 @@ class Generation:
             for (index, _, stop), segment in zip(passage, layout.segments, strict=True):
                 if stop == len(prompts[index]):
                     last[index] = hidden[segment.stop - 1].clone()
-        for row in self.rows:
-            if row.slot % n:
-                cache.copy_slot(row.slot - row.slot % n, row.slot)
-        self._compiled = self._step(cache)
-        if self.settings.sampling.has_penalties:
-            self._history = History([row.prompt for row in self.rows], self.n_pieces, device=self._device)
         logits = self.network.logits(torch.stack([last[index] for index in range(len(prompts))]))
         _check_finite(logits)
-        return logits.repeat_interleave(n, 0)
+        return logits
 
     def _step(self, cache: KVCache) -> DecodeStep | None:
         """Return the compiled step, which finds out by itself how many threads serve it best."""
