@@ -1,8 +1,9 @@
 """A prompt read once gives what reading it again would; a file of another model, or a damaged one, is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from gemsmith.infer.fingerprint import fingerprint
 from gemsmith.infer.lm import LM
 from gemsmith.infer.prompt_cache import FORMAT, PromptCache
 from gemsmith.infer.sample import Sampling
+from gemsmith.kernels.fused_adamw import AdamW
 from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.cache import KVCache
 from gemsmith.model.layout import Layout
-from gemsmith.model.linear import LowRank
+from gemsmith.model.linear import Linear, LowRank
 from gemsmith.model.quantized import quantize_network
 from gemsmith.tokenizer import Tokenizer
 from tiny import FAMILIES, WINDOW, tiny_network
@@ -192,11 +194,67 @@ def test_a_cache_of_another_model_is_refused(lm: LM, tokenizer: Tokenizer, tmp_p
 def test_a_cache_of_another_adapter_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lm = LM(tiny_network(vocab_size=tokenizer.vocab_size), tokenizer)
     path = lm.save_prompt(lm.read_prompt(TEXT), tmp_path / "prompt.cache")
-    q_proj = lm.network.get_submodule("layers.0.self_attn.q_proj")
-    delta = LowRank(torch.ones(1, 2, q_proj.d_in), torch.ones(1, q_proj.d_out, 2), torch.ones(1))  # pyright: ignore
-    q_proj.delta = delta  # pyright: ignore[reportAttributeAccessIssue]
+    attach_delta(lm)
     with pytest.raises(CacheError, match="must be of this adapter"):
         lm.load_prompt(path)
+
+
+def attach_delta(lm: LM) -> None:
+    q_proj = cast(Linear, lm.network.get_submodule("layers.0.self_attn.q_proj"))
+    q_proj.delta = LowRank(torch.ones(1, 2, q_proj.d_in), torch.ones(1, q_proj.d_out, 2), torch.ones(1))
+
+
+def train_step(lm: LM) -> None:
+    for parameter in lm.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    AdamW(lm.network.parameters(), lr=0.01).step()
+
+
+def load_other(lm: LM) -> None:
+    lm.network.load_state_dict(tiny_network(vocab_size=lm.config.vocab_size, seed=1).state_dict())
+
+
+CHANGES = [
+    (load_other, "embed_tokens.weight"),
+    (train_step, "embed_tokens.weight"),
+    (lambda lm: lm.network.to(torch.bfloat16), "embed_tokens.weight"),
+    (attach_delta, "layers.0.self_attn.q_proj.delta.lora_a"),
+]
+
+
+@pytest.mark.parametrize(("change", "name"), CHANGES, ids=["load", "train", "cast", "attach"])
+def test_a_prompt_read_before_the_model_changed_is_refused(
+    change: Callable[[LM], object], name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    lm = LM(tiny_network(vocab_size=tokenizer.vocab_size), tokenizer)
+    path = lm.save_prompt(lm.read_prompt(TEXT), tmp_path / "old.cache")
+    stale = (lm.read_prompt(TEXT), lm.load_prompt(path))
+    stream = lm.stream(TEXT, prompt_cache=stale[0])
+    change(lm)
+    for known in stale:
+        with pytest.raises(CacheError, match=f"got one of before '{name}' was changed"):
+            lm.generate(TEXT, prompt_cache=known)
+        with pytest.raises(CacheError, match=name):
+            lm.read_prompt(TEXT, prompt_cache=known)
+        with pytest.raises(CacheError, match=name):
+            lm.save_prompt(known, tmp_path / "new.cache")
+    with pytest.raises(CacheError, match=name):
+        next(stream)
+    assert not (tmp_path / "new.cache").exists()
+
+
+def test_a_prompt_read_with_an_adapter_is_refused_without_it_and_with_another(tokenizer: Tokenizer) -> None:
+    lm = LM(tiny_network(vocab_size=tokenizer.vocab_size), tokenizer)
+    q_proj = cast(Linear, lm.network.get_submodule("layers.0.self_attn.q_proj"))
+    attach_delta(lm)
+    known = lm.read_prompt(TEXT)
+    assert lm.generate(TEXT, prompt_cache=known, max_new_tokens=1).n_cached_tokens > 0
+    q_proj.delta = None
+    with pytest.raises(CacheError, match=r"q_proj\.delta"):
+        lm.generate(TEXT, prompt_cache=known)
+    attach_delta(lm)  # may well lie where the first one lay
+    with pytest.raises(CacheError, match=r"q_proj\.delta"):
+        lm.generate(TEXT, prompt_cache=known)
 
 
 def test_a_cache_of_another_template_is_refused(lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,16 @@ def test_either_goes_on_from_the_others_state(isa: str, order: tuple[type, type]
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_torch_learns_of_the_change(isa: str) -> None:
+    weights = parameters(*SHAPES)
+    before = [weight._version for weight in weights]
+    product = (weights[0] * weights[0]).sum()
+    run(AdamW(weights, **SETTINGS), 1)
+    assert all(weight._version > n for weight, n in zip(weights, before, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_gradient_is_scaled_but_not_changed(isa: str) -> None:
     (ours,), (theirs,) = parameters((33, 5)), parameters((33, 5))
     grad = numbers(33, 5, seed=9)

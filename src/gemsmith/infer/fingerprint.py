@@ -1,11 +1,15 @@
 """What tells one model from another: hashes of its weights, its adapters and its chat template.
 
-Weights are told apart by their norms, some rows of the table and some columns of every matrix, which
+In files, weights are told apart by their norms, some rows of the table and some columns of every matrix, which
 costs one reading of the weights at most; a change that leaves all of these alone is not seen.
+In memory a mark does, which looks at no number: it sees which tensors there are, and how often torch changed each.
 """
 
 import hashlib
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,6 +33,34 @@ class Fingerprint:
     model: str
     adapter: str
     template: str
+
+
+class Mark:
+    """The weights and low-rank deltas a network has at this moment.
+
+    What is written through `.data` or a pointer goes unseen, and so does a change of tensors made in inference mode.
+    """
+
+    def __init__(self, network: Transformer) -> None:
+        # Weak references keep no weights alive, and none of a tensor that is gone equals one that took its place.
+        self._seen = [(name, weakref.ref(x), _state(x)) for name, x in _tensors(network)]
+
+    def changed(self, network: Transformer) -> str | None:
+        """Return the name of a tensor that is new, gone, moved or changed since; None where all are as they were."""
+        left = {name: (seen, state) for name, seen, state in self._seen}
+        for name, x in _tensors(network):
+            seen, state = left.pop(name, (None, None))
+            if seen is None or seen() is not x or state != _state(x):
+                return name
+        return next(iter(left), None)
+
+
+def _tensors(network: Transformer) -> Iterator[tuple[str, Tensor]]:
+    return chain(network.named_parameters(), network.named_buffers())
+
+
+def _state(x: Tensor) -> tuple[int, int]:
+    return x.data_ptr(), 0 if x.is_inference() else x._version
 
 
 @torch.inference_mode()

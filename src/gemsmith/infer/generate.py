@@ -238,6 +238,7 @@ class Generation:
         known = self.settings.prompt_cache
         if known is None:
             return
+        known.check_weights()  # again, for a stream may be asked for its first piece long after the call
         for row in self.rows:
             row.n_cached = known.n_shared(row.prompt)
             if row.n_cached and row.slot % self.settings.n == 0:

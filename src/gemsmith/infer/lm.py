@@ -104,6 +104,7 @@ class LM:
         Raises:
             PromptError: A prompt is empty or too long for the context.
             SamplingError: A setting is outside its range.
+            CacheError: `prompt_cache` is of another model, or of before this one's weights or adapters changed.
         """
         if is_single(prompt):
             found = self._generation([prompt], n, options).run()  # pyright: ignore[reportArgumentType]
@@ -141,6 +142,7 @@ class LM:
         """Write a prompt that was read to a file, whole or not at all; return its path.
 
         Raises:
+            CacheError: The model has been changed since it was read.
             StorageError: The disk is full or not writable, or the place holds something else.
         """
         return prompt_cache.save(path, self.tokenizer)
@@ -167,6 +169,8 @@ class LM:
                 f"prompt_cache must come from this model, {self.name!r}; got one of another. Make it with this one's "
                 "read_prompt or load_prompt."
             )
+        if known is not None:
+            known.check_weights()
         compiled = [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
         return Generation(
             self.network, self.tokenizer, prompts=compiled, settings=settings, cache_dtype=self.cache_dtype

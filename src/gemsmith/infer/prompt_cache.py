@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CacheError, CheckpointError, MemoryLimitError
-from gemsmith.infer.fingerprint import fingerprint
+from gemsmith.infer.fingerprint import Mark, fingerprint
 from gemsmith.model.cache import KVCache
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -37,12 +37,14 @@ class PromptCache:
     Attributes:
         token_ids: The prompt.
         network: Whose keys and values they are.
+        mark: The weights it had when they were computed.
         stores: "keys.3", "values.3", ...: what a cache keeps for layer 3 of the last tokens, in the
             order of their positions (dimension 1). A local layer has no more than its ring really held.
     """
 
     token_ids: tuple[int, ...]
     network: Transformer = field(repr=False, compare=False)
+    mark: Mark = field(repr=False, compare=False)
     stores: dict[str, Tensor] = field(repr=False, compare=False)
 
     @classmethod
@@ -54,12 +56,25 @@ class PromptCache:
             for layer, store in layers.items():
                 positions = torch.arange(cache.first_held(layer, slot), n_tokens, device=store.device)
                 stores[f"{kind}.{layer}"] = store[slot][:, positions % store.shape[2]]
-        return cls(tuple(token_ids), network, stores)
+        return cls(tuple(token_ids), network, Mark(network), stores)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all keys and values."""
         return sum(x.nbytes for x in self.stores.values())
+
+    def check_weights(self) -> None:
+        """Refuse to go on where the network's weights or low-rank deltas are no longer those it was read with.
+
+        Raises:
+            CacheError: They are not.
+        """
+        name = self.mark.changed(self.network)
+        if name is not None:
+            raise CacheError(
+                f"prompt_cache must be of the weights and adapters the model has now; got one of before {name!r} was "
+                "changed. Read the prompt again."
+            )
 
     def n_shared(self, prompt: Sequence[int]) -> int:
         """Return how many first tokens of another prompt need not be read again.
@@ -106,8 +121,10 @@ class PromptCache:
         """Write a file that `load_prompt` takes, whole or not at all; return its path.
 
         Raises:
+            CacheError: The network has been changed since.
             StorageError: The disk is full or not writable, or the place holds something else.
         """
+        self.check_weights()  # or the file would name a network that it is not of
         ids = torch.tensor(self.token_ids, dtype=torch.int64)
         tensors = {_IDS: ids, **{name: x.contiguous() for name, x in sorted(self.stores.items())}}
         words = {
@@ -151,7 +168,7 @@ def load_prompt(path: Path | str, *, network: Transformer, tokenizer: Tokenizer)
     token_ids = tuple(tensors.pop(_IDS).tolist())
     if not all(0 <= i < network.config.vocab_size for i in token_ids):
         raise _damaged(path, f"ids that are not below {network.config.vocab_size}")
-    return PromptCache(token_ids, network, {name: x.to(network.device) for name, x in tensors.items()})
+    return PromptCache(token_ids, network, Mark(network), {name: x.to(network.device) for name, x in tensors.items()})
 
 
 def _read_head(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gemsmith.kernels import native
 
@@ -96,3 +97,4 @@ def _update(weight: Tensor, grad: Tensor, state: dict[str, Any], *, group: dict[
         weight.numel(), 1 - rate * group["weight_decay"], beta1, beta2, group["eps"],
         rate / (1 - beta1**step), math.sqrt(1 - beta2**step), grad_scale, native.DTYPES[grad.dtype],
     )  # fmt: skip
+    increment_version(weight)  # as any change in place does, for whoever keeps what was computed with it
