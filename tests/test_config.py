@@ -48,6 +48,7 @@ def test_unknown_name_is_answered_with_the_nearest_ones() -> None:
     ("changes", "message"),
     [
         ({"n_kv_heads": 3}, r"n_heads must be a multiple of n_kv_heads; got 4 and 3\. Use n_kv_heads of 1, 2, 4"),
+        ({"n_heads": 2**62, "n_kv_heads": 3}, r"; got 4611686018427387904 and 3\. Use n_kv_heads of 1, 2, .*, 256\.$"),
         ({"head_dim": 7}, "head_dim must be even for rotary positions; got 7"),
         ({"d_ff": 0}, "must be at least 1; got 4, 2, 8 and 0"),
         ({"window": 5}, "None for a global one; got 5 in a 'global' layer"),
@@ -68,6 +69,10 @@ def test_layers_that_cannot_be_are_refused(changes: dict, message: str) -> None:
     ("changes", "message"),
     [
         ({"vocab_size": 0}, "vocab_size must be at least 1; got 0"),
+        ({"norm_eps": 0.0}, r"norm_eps must lie between 0 and 1; got 0\.0"),
+        ({"norm_eps": -1.0}, r"norm_eps must lie between 0 and 1; got -1\.0"),
+        ({"norm_eps": 1e300}, r"norm_eps must lie between 0 and 1; got 1e\+300"),
+        ({"norm_eps": math.nan}, "norm_eps must lie between 0 and 1; got nan"),
         ({"layers": ()}, "layers must hold at least one LayerSpec; got none"),
         ({"final_softcap": -30.0}, r"final_softcap must be a positive number; got -30\.0"),
         ({"bos_id": 100}, "bos_id must lie within the 100 rows of the embedding; got 100"),

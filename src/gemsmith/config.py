@@ -12,6 +12,10 @@ from functools import cache
 
 from gemsmith.errors import ConfigError, ModelNotFoundError
 
+# A file that says more is damaged; the largest member of the family has 62.
+MAX_LAYERS = 512
+_MAX_DIVISOR = 256
+
 # Which norms stand before and after (attention, feed-forward) under the names checkpoints use. In
 # Gemma 1 `post_attention_layernorm` is, in spite of its name, the norm before the feed-forward.
 NORM_LAYOUTS: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]] = {
@@ -22,6 +26,11 @@ NORM_LAYOUTS: dict[str, tuple[tuple[str, str | None], tuple[str, str | None]]] =
         ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
     ),
 }
+
+
+def _divisors(count: int) -> list[int]:
+    """Return the divisors of a count that a message can name; a damaged file's count may be any number."""
+    return [k for k in range(1, min(count, _MAX_DIVISOR) + 1) if count % k == 0]
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,9 @@ class LayerSpec:
                 f"{self.n_kv_heads}, {self.head_dim} and {self.d_ff}. Check the model's configuration."
             )
         if self.n_heads % self.n_kv_heads:
-            fitting = [k for k in range(1, self.n_heads + 1) if self.n_heads % k == 0]
             raise ConfigError(
                 f"n_heads must be a multiple of n_kv_heads; got {self.n_heads} and {self.n_kv_heads}. "
-                f"Use n_kv_heads of {', '.join(map(str, fitting))}."
+                f"Use n_kv_heads of {', '.join(map(str, _divisors(self.n_heads)))}."
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions; got {self.head_dim}. Use an even size.")
@@ -124,6 +132,9 @@ class ModelConfig:
         for name in ("vocab_size", "d_model", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}. Check the configuration.")
+        # From 1 on nothing would be left of a vector; NaN is no number between.
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps must lie between 0 and 1; got {self.norm_eps!r}. Gemma has 1e-6.")
         if not self.layers:
             raise ConfigError("layers must hold at least one LayerSpec; got none. Give the network a block.")
         if self.final_softcap is not None and not (math.isfinite(self.final_softcap) and self.final_softcap > 0):
@@ -165,6 +176,12 @@ class ModelConfig:
         """Number of parameters, the embedding counted once (it is also the output head)."""
         blocks = sum(layer.n_params(self.d_model) for layer in self.layers)
         return self.vocab_size * self.d_model + blocks + self.d_model
+
+    @property
+    def largest_matrix(self) -> int:
+        """Number of weights in the largest matrix."""
+        rows = (max(x.n_heads * x.head_dim, x.n_kv_heads * x.head_dim, x.d_ff) for x in self.layers)
+        return self.d_model * max(self.vocab_size, *rows)
 
     def replace(self, **changes: object) -> "ModelConfig":
         """Return a copy with some fields changed."""

@@ -153,6 +153,13 @@ def test_damaged_models_are_listed_with_the_reason_and_strangers_are_not(folder:
     assert notes["./model"].startswith("config.json must be a JSON object")
 
 
+def test_a_folder_in_bits_that_are_not_read_does_not_fit(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
+    (entry,) = (entry for entry in list_models(around=folder.parent) if entry.place == "folder")
+    assert "quant_method must be 'compressed-tensors'; got 'awq'" in entry.note
+
+
 def test_finding_and_listing_need_neither_torch_nor_a_network() -> None:
     script = (
         "import sys, socket; socket.socket.connect = None\n"

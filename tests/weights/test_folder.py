@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gemsmith.errors import CheckpointError, ConfigError, MemoryLimitError
 from gemsmith.weights import memory
+from gemsmith.weights.catalog import list_models
 from gemsmith.weights.folder import load_network, save_folder
 from oracle import oracle
 from tiny import FAMILIES, tiny_config, tiny_network
@@ -268,3 +269,26 @@ def test_a_file_cut_while_it_is_read_is_named(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "check_fits", cut)
     with pytest.raises(CheckpointError, match=r"must hold \d+ bytes; got fewer in .*model.safetensors', of \d+ bytes"):
         load_network(folder, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 2**31},
+        {"head_dim": 2**31},
+        {"hidden_size": 2**31},
+        {"intermediate_size": 2**31},
+        {"num_attention_heads": 2**31, "head_dim": 2**31},
+    ],
+    ids=["heads", "head", "width", "feed_forward", "overflow"],
+)
+def test_sizes_far_beyond_the_weights_are_named(
+    changes: dict[str, int], tmp_path: Path, edit_config: Callable[..., None]
+) -> None:
+    folder = save_folder(tmp_path / "m", tiny_network())
+    edit_config(folder, **changes)
+    (folder / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"sizes must be those of the weights that are there; got a matrix of \d"):
+        load_network(folder)
+    (entry,) = (entry for entry in list_models(around=tmp_path) if entry.place == "folder")
+    assert "got a matrix of" in entry.note

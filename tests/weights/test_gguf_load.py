@@ -16,7 +16,7 @@ import gemsmith as gs
 from gemsmith.errors import CheckpointError, ConfigError, TokenizerError
 from gemsmith.kernels.quantized import Scheme, dequantize
 from gemsmith.model.transformer import Transformer
-from gemsmith.weights.catalog import find_model
+from gemsmith.weights.catalog import find_model, list_models
 from gemsmith.weights.gguf_load import GgufModel
 from gemsmith.weights.gguf_names import is_shifted, tensor_name
 from gemsmith.weights.opening import open_config, open_model
@@ -230,6 +230,26 @@ def test_unexplained_misshapen_and_missing_tensors_are_named(tmp_path: Path) -> 
         GgufModel(path).network()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention.head_count": 2**31, "attention.head_count_kv": 2**31},
+        {"attention.key_length": 2**31, "attention.value_length": 2**31},
+        {"embedding_length": 2**31},
+        {"feed_forward_length": 2**31},
+        {"attention.head_count": 2**31, "attention.key_length": 2**31, "attention.value_length": 2**31},
+    ],
+    ids=["heads", "head", "width", "feed_forward", "overflow"],
+)
+def test_sizes_far_beyond_the_file_are_named(changes: dict[str, int], tmp_path: Path) -> None:
+    changes = {f"gemma2.{key}": value for key, value in changes.items()}
+    path = foreign_file(tmp_path / "x.gguf", small_network(), **changes)
+    with pytest.raises(CheckpointError, match=r"sizes must be those of the weights that are there; got a matrix of \d"):
+        GgufModel(path)
+    (entry,) = (entry for entry in list_models(around=tmp_path) if entry.place == "file")
+    assert "got a matrix of" in entry.note
+
+
 def test_a_file_without_an_embedding_is_no_model(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "gemma2")
     writer.write_header_to_file()
@@ -249,6 +269,8 @@ TOKENIZER_ERRORS = [
     ({"tokens": [b"a", b"b", b"<bos>"]}, TokenizerError, r"must have <bos>, .*; got no <eos> among 3 pieces"),
     ({"bos_token_id": 7}, ConfigError, r"bos_token_id must be that of '<bos>', 2; got 7"),
     ({"scores": [0.0]}, TokenizerError, r"must be equally many; got 300, 1 and 300"),
+    ({"scores": [0.0] * 299 + [float("nan")]}, ConfigError, r"tokenizer.ggml.scores must be finite; got nan"),
+    ({"scores": [float("-inf")] * 300}, ConfigError, r"tokenizer.ggml.scores must be finite; got -inf"),
     ({"scores": ["x"]}, ConfigError, r"tokenizer.ggml.scores must be a list of numbers"),
     (
         {"token_type": [9] * 300},

@@ -12,7 +12,7 @@ from gemsmith.errors import CheckpointError, GemsmithError, ModelNotFoundError
 from gemsmith.weights.foreign import is_gguf, not_a_folder
 from gemsmith.weights.json_file import read_json
 from gemsmith.weights.keys import QUANTIZATION
-from gemsmith.weights.memory import WORKSPACE_BYTES, available_bytes, in_gb
+from gemsmith.weights.memory import WORKSPACE_BYTES, available_bytes, check_plausible, in_gb
 from gemsmith.weights.tensors import find_tensors
 from gemsmith.weights.wire import MODEL_TYPES, parse_config
 
@@ -196,13 +196,23 @@ def _entry(name: str, path: Path, place: str) -> ModelEntry | None:
         raw = read_json(path / "config.json")
         if raw.get("model_type") not in MODEL_TYPES:
             return None
+        if QUANTIZATION in raw:
+            _check_quantization(raw[QUANTIZATION], path)
         # How matrices are stored changes no count.
         text = {key: value for key, value in raw.items() if key != QUANTIZATION}
-        n_params = parse_config(text, source=str(path / "config.json")).n_params
-        find_tensors(path)
+        config = parse_config(text, source=str(path / "config.json"))
+        n_params = config.n_params
+        check_plausible(config, sum(entry.n_bytes for entry in find_tensors(path).values()), source=str(path))
     except GemsmithError as error:
         note = str(error)
     return ModelEntry(name, path, place, n_bytes, n_params, needed, note)
+
+
+def _check_quantization(raw: object, path: Path) -> None:
+    """Refuse a folder whose matrices are stored in a way that is not read."""
+    from gemsmith.weights.compressed import parse_quantization  # brings torch, which dense folders do not need
+
+    parse_quantization(raw, source=str(path / "config.json"))
 
 
 def _file_entry(path: Path) -> ModelEntry | None:

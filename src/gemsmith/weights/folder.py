@@ -19,7 +19,7 @@ from gemsmith.weights.json_file import read_json
 from gemsmith.weights.keys import QUANTIZATION
 from gemsmith.weights.manifest import Manifest, check_manifest
 from gemsmith.weights.mapped import MappedFiles, stored_dtype
-from gemsmith.weights.memory import DTYPE_BYTES, check_fits
+from gemsmith.weights.memory import DTYPE_BYTES, check_fits, check_plausible
 from gemsmith.weights.names import EMBEDDING, HEAD, parameter_name
 from gemsmith.weights.quantized import choose_schemes, load_quantized, n_bytes_of, paths_of, take_quantized
 from gemsmith.weights.save import save_folder
@@ -121,6 +121,8 @@ def load_network(
     folder = Path(folder).expanduser()
     entries = find_tensors(folder)
     config = read_config(folder, allow_config_keys=allow_config_keys)
+    n_stored = sum(entry.n_bytes for entry in entries.values())
+    check_plausible(config, n_stored, source=f"config.json of {str(folder)!r}")
     network = Transformer(config, device="meta")
     declared = read_schemes(folder)
     stores, entries = take_quantized(entries, network) if declared else ({}, entries)

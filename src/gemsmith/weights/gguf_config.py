@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gemsmith.config import LayerSpec, ModelConfig
+from gemsmith.config import MAX_LAYERS, LayerSpec, ModelConfig
 from gemsmith.errors import ConfigError
 from gemsmith.weights.gguf_metadata import Metadata, unknown_keys
 
-MAX_LAYERS = 512
 _LOCAL_THETA = 10_000.0  # of Gemma 3's local layers
 # Layer i is global when i + 1 is a multiple of it.
 _PATTERNS = {"gemma2": 2, "gemma3": 6}
@@ -242,4 +241,5 @@ def _no_cap(metadata: Metadata) -> None:
 
 def _single(value: float) -> float:
     """Return the shortest decimal a float32 of the file stands for: 1e-6, not 9.999999974752427e-07."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # to infinity, which is refused as such
+        return float(str(np.float32(value)))

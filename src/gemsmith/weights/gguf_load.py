@@ -24,7 +24,7 @@ from gemsmith.weights.gguf_tensors import NATIVE
 from gemsmith.weights.gguf_tokenizer import is_own_template, read_tokenizer, special_ids
 from gemsmith.weights.header import Entry
 from gemsmith.weights.mapped import MappedFiles
-from gemsmith.weights.memory import DTYPE_BYTES, check_fits
+from gemsmith.weights.memory import DTYPE_BYTES, check_fits, check_plausible
 from gemsmith.weights.quantized import put
 
 _log = logging.getLogger("gemsmith")
@@ -44,7 +44,7 @@ class GgufModel:
         """Read the head of a file.
 
         Raises:
-            CheckpointError: The file is damaged or has no embedding.
+            CheckpointError: The file is damaged, has no embedding, or is far too short for its metadata.
             ConfigError: The model is of another kind, or a key is missing, unknown or wrong.
             TokenizerError: The file has no vocabulary of a Gemma.
         """
@@ -63,6 +63,7 @@ class GgufModel:
             special=special_ids(self._metadata),
             allow_config_keys=allow_config_keys,
         )
+        check_plausible(self.config, sum(self.formats.values()), source=f"metadata of {str(self.file.path)!r}")
 
     def tokenizer(self) -> Tokenizer:
         """Return the file's vocabulary; a chat template of another family's is told in the log."""

@@ -9,6 +9,7 @@ from gemsmith.weights.gguf_header import GgufFile, Value
 
 ARCHITECTURES = ("gemma", "gemma2", "gemma3")
 ARCHITECTURE = "general.architecture"
+_MAX_COUNT = 1 << 31
 
 
 class Metadata:
@@ -38,7 +39,7 @@ class Metadata:
         """Return the value of a key, None where the file has none."""
         return self.values.get(self.full(key) if key != ARCHITECTURE else key)
 
-    def count(self, key: str, *, default: int | None = None, limit: int = 1 << 31) -> int:
+    def count(self, key: str, *, default: int | None = None, limit: int = _MAX_COUNT) -> int:
         """Return a whole number from 0 up to `limit`."""
         value = self._or_default(key, default)
         if type(value) is not int or not 0 <= value <= limit:
@@ -50,8 +51,9 @@ class Metadata:
         value = self.get(key)
         if not isinstance(value, np.ndarray):
             return [self.count(key, default=default)] * n
-        if value.dtype.kind not in "iu" or len(value) != n or (n and int(value.min()) < 0):
-            raise self.wrong(key, f"be a whole number or {n} of them", value.tolist()[:8])
+        is_list = value.dtype.kind in "iu" and len(value) == n
+        if not is_list or any(not 0 <= count <= _MAX_COUNT for count in value.tolist()):
+            raise self.wrong(key, f"be a whole number or {n} of them, up to {_MAX_COUNT}", value.tolist()[:8])
         return value.tolist()
 
     def number(self, key: str, *, default: float | None = None) -> float:

@@ -147,6 +147,8 @@ def _pieces(metadata: Metadata) -> list[Piece]:
             f"tokens, scores and token_type must be equally many; got {len(texts)}, {len(scores)} and {len(kinds)} in "
             f"{str(metadata.path)!r}. Take another file of the model."
         )
+    if not np.isfinite(scores).all():
+        raise metadata.wrong(f"{_KEY}scores", "be finite", float(scores[~np.isfinite(scores)][0]))
     n_pieces = len(texts)
     while n_pieces and kinds[n_pieces - 1] == UNUSED and _PADDING.fullmatch(texts[n_pieces - 1]):
         n_pieces -= 1

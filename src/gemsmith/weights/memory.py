@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from gemsmith.config import ModelConfig
-from gemsmith.errors import MemoryLimitError
+from gemsmith.errors import CheckpointError, MemoryLimitError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Activations, a short cache and the runtime, beside the parameters.
@@ -68,6 +68,23 @@ def check_fits(
         f"{name} must fit into memory; got {in_gb(needed)} needed in {dtype} and {in_gb(available)} free on "
         f"{device}. {advice}"
     )
+
+
+def check_plausible(config: ModelConfig, n_bytes: int, *, source: str) -> None:
+    """Refuse sizes that cannot be those of any weights in the files, before a network is laid out by them.
+
+    Args:
+        n_bytes: Of all tensors in the files.
+        source: Where the configuration stands, for the message.
+
+    Raises:
+        CheckpointError: The largest matrix would have less than a bit for each weight.
+    """
+    if config.largest_matrix > 8 * n_bytes:
+        raise CheckpointError(
+            f"sizes must be those of the weights that are there; got a matrix of {config.largest_matrix:,} weights in "
+            f"{source}, and {n_bytes:,} bytes of tensors. Do configuration and weights belong together?"
+        )
 
 
 def in_gb(n_bytes: int) -> str:

@@ -7,7 +7,7 @@ defaults are part of the format.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gemsmith.config import LayerSpec, ModelConfig
+from gemsmith.config import MAX_LAYERS, LayerSpec, ModelConfig
 from gemsmith.errors import ConfigError
 from gemsmith.weights.keys import CODE, FIXED, HARMLESS, TANH_GELU
 
@@ -154,9 +154,11 @@ class _Reader:
         is_null = key in self.raw and key not in ("eos_token_id", "bos_token_id", "pad_token_id")
         return None if is_null else self.defaults.get(key)
 
-    def _integer(self, key: str, value: Any) -> int:
+    def _integer(self, key: str, value: Any, *, limit: int = 1 << 31) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{key} must be a whole number; got {value!r} in {self.source}. Correct the file.")
+        if abs(value) > limit:
+            raise ConfigError(f"{key} must be at most {limit}; got {value!r:.60} in {self.source}. Correct the file.")
         return value
 
     def _count(self, key: str) -> int:
@@ -166,7 +168,7 @@ class _Reader:
         value = self._get(key) if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{key} must be a number; got {value!r} in {self.source}. Correct the file.")
-        return float(value)
+        return float(self._integer(key, value) if isinstance(value, int) else value)
 
     def _cap(self, key: str) -> float | None:
         return None if self._get(key) is None else self._number(key)
@@ -199,7 +201,7 @@ class _Reader:
 
     def _words(self) -> list[str]:
         """Return the kind of every layer in transformers' words."""
-        n_layers = self._count("num_hidden_layers")
+        n_layers = self._integer("num_hidden_layers", self._get("num_hidden_layers"), limit=MAX_LAYERS)
         if self.model_type == "gemma":
             return ["full_attention"] * n_layers
         words = self.raw.get("layer_types")
