@@ -164,8 +164,7 @@ void check_feed_forward(int64_t n_rows, int64_t d_ff, int32_t bits, int32_t dtyp
     gs_gated_gelu(left.data(), right.data(), gated.data(), n_rows, d_ff, d_ff, d_ff, dtype);
     const gs_quant_call last = down.call(gated.data(), wanted.data());
     gs_quantized_linear(&last);
-    for (int64_t i = 0; i < n_rows * 40; i++)
-        if (y[i] != wanted[i]) expect("quantized_feed_forward", y[i], INFINITY, dtype);
+    expect_same("quantized_feed_forward", y, wanted, 0, n_rows * 40, dtype);
     if (!by_tiles()) return;
     Numbers tiled(n_rows * 40, dtype);
     const gs_quant_call by_tile[] = {calls[0], calls[1], down.call(nullptr, tiled.data())};
