@@ -55,6 +55,42 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
         assert [o.n_bytes for o in options] == sorted((o.n_bytes for o in options), reverse=True)
 
 
+def test_no_more_log_probabilities_are_kept_than_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemsmith.recipes import budget
+
+    network = tiny_network(vocab_size=2048)
+    passes = calibration_windows(TEXTS, small_tokenizer(), n_tokens=60, least=10)
+    whole = measure(network, passes, candidates=CANDIDATES)
+    monkeypatch.setattr(budget, "_SCORES_AT_ONCE", 7 * 2048)
+    for names, options in measure(network, passes, candidates=CANDIDATES).items():
+        for option, same in zip(options, whole[names], strict=True):
+            assert option.divergence == pytest.approx(same.divergence, rel=1e-2, abs=1e-6)
+    sizes = []
+    plain = budget._logprobs
+
+    def spy(*given: object) -> list[torch.Tensor]:
+        parts = list(plain(*given))  # pyright: ignore[reportArgumentType]
+        sizes.append((max(part.numel() for part in parts), sum(part.numel() for part in parts)))
+        return parts
+
+    monkeypatch.setattr(budget, "_logprobs", spy)
+    monkeypatch.setattr(budget, "_SCORES", 19 * 2048)
+    measure(network, passes, candidates=CANDIDATES)
+    assert set(sizes) == {(7 * 2048, 19 * 2048)}
+
+
+def test_a_pass_that_is_cut_keeps_its_documents_apart() -> None:
+    from gemsmith.recipes.budget import _few
+
+    whole = calibration_windows(TEXTS, small_tokenizer(), n_tokens=60, least=10)
+    first = whole[0].layout.segments[0].n_tokens
+    cut = _few([*whole, *whole], first + 5)
+    assert len(cut) == 1
+    assert [segment.n_tokens for segment in cut[0].layout.segments] == [first, 5]
+    assert torch.equal(cut[0].token_ids, whole[0].token_ids[: first + 5])
+    assert [len(x.token_ids) for x in _few([*whole, *whole], 70)] == [60, 10]
+
+
 @pytest.mark.parametrize("size", [160_000, 200_000, 300_000])
 def test_the_file_is_no_larger_than_the_budget(size: int, tmp_path: Path) -> None:
     network = tiny_network(vocab_size=2048)

@@ -208,6 +208,12 @@ def test_another_start_or_scheme_does_not_go_on(place: Path) -> None:
         train(place, "finish", 2)
 
 
+def test_training_for_few_bits_of_nothing_is_refused(place: Path) -> None:
+    (place / "recipe.toml").write_text(TRAINED.replace('"int4-g32"', '"bf16"').replace('"int8"', '"bf16"'))
+    with pytest.raises(ConfigError, match=r"must round the linears or the embedding; got 'bf16' and 'bf16'"):
+        train(place, "a", 1)
+
+
 def test_a_model_of_another_shape_vocabulary_or_few_bits_is_no_start(place: Path, tmp_path: Path) -> None:
     first = replace_quantization(place, WIDE)
     with pytest.raises(ModelNotFoundError):

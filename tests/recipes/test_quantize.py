@@ -97,6 +97,8 @@ def test_calibration_text_is_cut_and_counted() -> None:
 def test_too_little_calibration_text_is_refused() -> None:
     with pytest.raises(DataError, match=r"must hold at least 64 tokens.*; got \d+\. Give more text"):
         calibration_windows(["A wolf."], small_tokenizer(), n_tokens=1000, least=64)
+    with pytest.raises(DataError, match=r"tokens must be at least 64, .*; got 1\. Ask for more"):
+        calibration_windows(TEXTS, small_tokenizer(), n_tokens=1, least=64)
 
 
 @pytest.mark.parametrize("word", ["int8", "int8-g64", "int4-g32", "int4-g128-asym", "int8-asym", "bf16"])

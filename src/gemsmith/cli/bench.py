@@ -102,6 +102,10 @@ def bench(
 
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1; got {threads}. Leave it out for torch's own number.")
+    if plot is not None:
+        from gemsmith.recipes.plot import check_place
+
+        check_place(plot)
     with device.threads(threads or torch.get_num_threads()):
         report = run(model, plan, rivals, place)
     if as_json:
@@ -119,9 +123,10 @@ def run(model: str, flags: PlanFlags, rivals: RivalFlags, place: PlaceFlags) -> 
     """Load a model and measure it."""
     import torch
 
-    from gemsmith.evaluate.limits import cache_bytes_of, measure_limits, weight_bytes
+    from gemsmith.evaluate.limits import measure_limits, weight_bytes
     from gemsmith.evaluate.speed import Plan, gemsmith_subject, measure
     from gemsmith.kernels import native
+    from gemsmith.model.cache import cache_bytes
 
     plan = Plan(flags.prefill, flags.context, flags.new_tokens, flags.runs)
     start = time.perf_counter()
@@ -148,7 +153,7 @@ def run(model: str, flags: PlanFlags, rivals: RivalFlags, place: PlaceFlags) -> 
         first_token_s=first - start,
         peak_rss=peak,
         weights=weight_bytes(lm.network),
-        cache=cache_bytes_of(lm.config, longest, lm.cache_dtype or lm.dtype),
+        cache=cache_bytes(lm.config, longest, dtype=lm.cache_dtype or lm.dtype),
         limits=limits,
         speeds=speeds,
         shares=[share(speed, lm, limits, plan) if speed.subject == OURS else None for speed in speeds],

@@ -20,14 +20,16 @@ class SchemeFlags:
     """How few bits, and where.
 
     Attributes:
-        scheme: Of the linears: int8, int4 (32 inputs share a scale), or with a group and -asym, as in int4-g64-asym.
-        embedding: Of the embedding and output head; bf16 leaves it as it is, which vLLM wants. transformers reads
-            no int4 here.
-        size: Most bytes the weights may take, such as 24MB: each tensor then gets the bits that lose least.
+        scheme: Of the linears: int8, int4 (32 inputs share a scale), or with a group and -asym, as in int4-g64-asym;
+            int4 when left out.
+        embedding: Of the embedding and output head, int8 when left out; bf16 leaves it as it is, which vLLM wants.
+            transformers reads no int4 here.
+        size: Most bytes the weights may take, such as 24MB, in place of both: each tensor gets the bits that lose
+            least.
     """
 
-    scheme: str = "int4"
-    embedding: str = "int8"
+    scheme: str | None = None
+    embedding: str | None = None
     size: str | None = None
 
 
@@ -38,15 +40,16 @@ class TextFlags:
 
     Attributes:
         calibrate: Texts whose inputs the rounding is fitted to (GPTQ); plain rounding when left out.
-        calibrate_tokens: How many of their tokens to read at most.
+        calibrate_tokens: How many of their tokens to read at most; 32,768, or as many as the widest input of a tensor
+            has numbers, when left out.
         text: Texts to measure the loss of quality on, others than those of --calibrate.
-        text_tokens: How many of their tokens to score at most.
+        text_tokens: How many of their tokens to score at most, and of one text a tenth of them.
         field: The field of each line that holds the text.
         cache: The small model is measured with keys and values kept in this; int8 shows what both cost together.
     """
 
     calibrate: Path | None = None
-    calibrate_tokens: int = 32_768
+    calibrate_tokens: int | None = None
     text: Path | None = None
     text_tokens: int = 100_000
     field: str = "text"
@@ -68,17 +71,11 @@ def quantize(
 
     Args:
         model: The box ("pebble"), a folder, or a pulled name.
-        out: The new folder.
+        out: The new folder, or one that quantize has written before.
         report: Show bits, size and error of every tensor, and with --text the change in perplexity and the divergence.
         plot: With --report, draw it into this PNG too.
     """
-    if plot is not None and not report:
-        raise UsageError(f"--plot must come with --report; got {str(plot)!r} alone. Add --report.")
-    if texts.text is not None and not report:
-        raise UsageError(f"--text must come with --report; got {str(texts.text)!r} alone. Add --report.")
-    for name in ("calibrate_tokens", "text_tokens"):
-        if getattr(texts, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be above 0; got {getattr(texts, name)}. Leave it out.")
+    _check(texts, report, plot)
     from gemsmith.recipes.budget import parse_size
     from gemsmith.recipes.quantized_folder import Text, Wish, quantize_folder
 
@@ -88,17 +85,35 @@ def quantize(
         calibration = Text(texts.calibrate, texts.field, texts.calibrate_tokens)
     losses = quantize_folder(model, out, wish, calibration=calibration, tell=_tell)
     found = _measure(model, out, texts) if texts.text is not None else None
-    if plot is not None:
-        from gemsmith.evaluate.loss_plot import plot_losses
-
-        plot_losses(losses, found, plot, title=f"{model} in few bits: {out}")
     if as_json:
         write_json({"model": model, "out": str(out), "tensors": _rows(losses), **_fields(found)})
     elif report:
         write("\n".join(describe(losses, found)))
     else:
         write(str(out))
+    if plot is not None:
+        from gemsmith.evaluate.loss_plot import plot_losses
+
+        plot_losses(losses, found, plot, title=f"{model} in few bits: {out}")
     return 0
+
+
+def _check(texts: TextFlags, report: bool, plot: Path | None) -> None:
+    """Refuse what could not be told or drawn, before the long work."""
+    for name, path in (("--plot", plot), ("--text", texts.text)):
+        if path is not None and not report:
+            raise UsageError(f"{name} must come with --report; got {str(path)!r} alone. Add --report.")
+    for name, count, least in (("calibrate", texts.calibrate_tokens, 1), ("text", texts.text_tokens, 2)):
+        if count is not None and count < least:
+            raise UsageError(f"--{name}-tokens must be at least {least}; got {count}. Leave it out.")
+    if plot is not None:
+        from gemsmith.recipes.plot import check_place
+
+        check_place(plot)
+    if texts.text is not None:
+        from gemsmith.evaluate.divergence import check_file
+
+        check_file(texts.text, texts.field)
 
 
 def _tell(loss: "TensorLoss") -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -96,10 +97,7 @@ def divergence(
         if sums:
             documents.append(_Sums(*(sum(getattr(s, f) for s in sums) for f in _Sums.__dataclass_fields__)))
             n_left -= len(token_ids)
-    if len(documents) < 2:
-        raise DataError(
-            f"texts must be at least 2 with something to score; got {len(documents)}. Check file and field."
-        )
+    _check_count(len(documents))
     return _summary(documents)
 
 
@@ -119,6 +117,20 @@ def file_divergence(
         DataError: The file cannot be read, or holds too little.
     """
     return divergence(original, changed, tokenizer, read_texts(path, field), n_tokens=n_tokens, cache_dtype=cache_dtype)
+
+
+def check_file(path: Path, field: str) -> None:
+    """Refuse a file that `file_divergence` would find too little in; only its beginning is read.
+
+    Raises:
+        DataError: The file cannot be read, or holds too little.
+    """
+    _check_count(len(list(islice(filter(None, read_texts(path, field)), 2))))
+
+
+def _check_count(n_texts: int) -> None:
+    if n_texts < 2:
+        raise DataError(f"texts must be at least 2 with something to score; got {n_texts}. Check file and field.")
 
 
 def check_same_vocabulary(original: Tokenizer, changed: Tokenizer) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from gemsmith.config import ModelConfig
 from gemsmith.kernels import native, probe
-from gemsmith.model.cache import KVCache
 from gemsmith.model.linear import Linear
 from gemsmith.model.norm import RMSNorm
 from gemsmith.model.quantized import QuantizedLinear
@@ -75,8 +74,3 @@ def prefill_products(config: ModelConfig, n_tokens: int) -> float:
     """Return the multiply-adds per token of reading a prompt, the one score over the vocabulary at its end aside."""
     cost = token_cost(config, row=n_tokens)
     return (cost.blocks + cost.attention) / 6  # training counts two operations, three times
-
-
-def cache_bytes_of(config: ModelConfig, capacity: int, dtype: torch.dtype) -> int:
-    """Return the bytes of the cache of one document."""
-    return KVCache(config, capacity=capacity, dtype=dtype, device="meta").n_bytes

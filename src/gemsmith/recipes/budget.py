@@ -6,7 +6,7 @@ adds the least divergence for each byte it saves is taken until the whole fits; 
 tensors are taken to add up.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from gemsmith.errors import ConfigError
 from gemsmith.kernels.quantized import Scheme
 from gemsmith.model.attention import Pass
+from gemsmith.model.layout import Layout
 from gemsmith.model.linear import Linear
 from gemsmith.model.transformer import Transformer
-from gemsmith.recipes.quantize import Window, rounded, stages_of
+from gemsmith.recipes.quantize import CalibrationPass, rounded, stages_of
 from gemsmith.recipes.schemes import fits
 from gemsmith.weights.names import EMBEDDING_MODULE
 from gemsmith.weights.quantized import put, store_module
 
 # A tensor's line in the header of its file, and the ones its scales need.
 _HEADER_BYTES = 480
-_SCORES = 1 << 25  # log-probabilities kept to compare with
+_SCORES = 1 << 27  # log-probabilities kept to compare with, half a gigabyte
+_SCORES_AT_ONCE = 1 << 23  # compared at one time
+_N_TOKENS = 4096  # more take longer than what they add
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CANDIDATES = (Scheme(8, None), Scheme(4, 32), Scheme(4, 64), Scheme(4, 128))
 
@@ -56,7 +59,7 @@ def parse_size(text: str) -> int:
 
 @torch.no_grad()
 def spend(
-    network: Transformer, size: int, windows: Sequence[Window], *, candidates: Sequence[Scheme] = CANDIDATES
+    network: Transformer, size: int, windows: Sequence[CalibrationPass], *, candidates: Sequence[Scheme] = CANDIDATES
 ) -> dict[str, Scheme]:
     """Return schemes under which the tensors of a model take at most `size` bytes.
 
@@ -99,14 +102,14 @@ def choose(choices: Mapping[tuple[str, ...], Sequence[Choice]], size: int) -> di
 
 @torch.no_grad()
 def measure(
-    network: Transformer, windows: Sequence[Window], *, candidates: Sequence[Scheme]
+    network: Transformer, windows: Sequence[CalibrationPass], *, candidates: Sequence[Scheme]
 ) -> dict[tuple[str, ...], list[Choice]]:
     """Return every choice for every group of tensors, with what it costs and saves; the network stays as it was."""
-    windows = _few(windows, max(16, _SCORES // network.config.vocab_size))
+    windows = _few(windows, min(_N_TOKENS, max(16, _SCORES // network.config.vocab_size)))
     inputs = [[network.embed_tokens(window.token_ids) for window in windows]]
     for layer in network.layers:
         inputs.append([layer(x, Pass(w.layout, None)) for x, w in zip(inputs[-1], windows, strict=True)])
-    wanted = [_logprobs(network, x) for x in inputs[-1]]
+    wanted = [list(_logprobs(network, x)) for x in inputs[-1]]
     groups = [(0, (EMBEDDING_MODULE,))]
     groups += [(i, names) for i, layer in enumerate(network.layers) for names in stages_of(layer, f"layers.{i}.")]
     found = {}
@@ -144,7 +147,12 @@ def _replace(network: Transformer, name: str, weight: Tensor, scheme: Scheme) ->
 
 
 def _divergence(
-    network: Transformer, states: list[Tensor], index: int, *, windows: Sequence[Window], wanted: list[Tensor]
+    network: Transformer,
+    states: list[Tensor],
+    index: int,
+    *,
+    windows: Sequence[CalibrationPass],
+    wanted: list[list[Tensor]],
 ) -> float:
     """Return the mean divergence of the next tokens from the ones wanted, from block `index` on."""
     total = n_tokens = 0.0
@@ -152,22 +160,35 @@ def _divergence(
         step = Pass(window.layout, None)
         for layer in list(network.layers)[index:]:
             x = layer(x, step)
-        got = _logprobs(network, x)
-        total += float((target.exp() * (target - got)).sum())
-        n_tokens += len(target)
+        for part, got in zip(target, _logprobs(network, x), strict=True):
+            total += float((part.exp() * (part - got)).sum())
+        n_tokens += len(window.token_ids)
     return max(0.0, total / n_tokens)
 
 
-def _logprobs(network: Transformer, x: Tensor) -> Tensor:
-    return network.logits(network.norm(x)).log_softmax(-1)
+def _logprobs(network: Transformer, x: Tensor) -> Iterator[Tensor]:
+    """Yield the log-probabilities of some tokens at a time."""
+    for part in network.norm(x).split(max(1, _SCORES_AT_ONCE // network.config.vocab_size)):
+        yield network.logits(part).log_softmax(-1)
 
 
-def _few(windows: Sequence[Window], n_tokens: int) -> list[Window]:
-    """Return the first windows that hold `n_tokens` together, at least one."""
+def _few(windows: Sequence[CalibrationPass], n_tokens: int) -> list[CalibrationPass]:
+    """Return the first passes that hold `n_tokens` together, the last one cut."""
     kept = []
     for window in windows:
-        kept.append(window)
-        n_tokens -= len(window.token_ids)
         if n_tokens <= 0:
             break
+        kept.append(window if len(window.token_ids) <= n_tokens else _cut(window, n_tokens))
+        n_tokens -= len(window.token_ids)
     return kept
+
+
+def _cut(window: CalibrationPass, n_tokens: int) -> CalibrationPass:
+    """Return the first tokens of a pass."""
+    lengths, n_left = [], n_tokens
+    for segment in window.layout.segments:
+        lengths.append(min(segment.n_tokens, n_left))
+        n_left -= lengths[-1]
+        if n_left == 0:
+            break
+    return CalibrationPass(window.token_ids[:n_tokens], Layout.packed(lengths))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gemsmith.config import ModelConfig
 from gemsmith.data.mixture import Batch
+from gemsmith.errors import ConfigError
 from gemsmith.kernels.quantized import SCALE_DTYPE, Scheme, rounded
 from gemsmith.model.transformer import Transformer
 from gemsmith.recipes.options import Compute
@@ -25,12 +26,17 @@ def schemes_of(spec: QuantizationSpec | None, config: ModelConfig) -> Schemes:
     """Return what every module is trained for, by name; nothing where a recipe asks for none.
 
     Raises:
-        ConfigError: There is no such scheme, or it does not fit the network.
+        ConfigError: There is no such scheme, it does not fit the network, or nothing at all would be rounded.
     """
     if spec is None:
         return {}
     network = Transformer(config, device="meta")
     schemes = uniform(network, linears=parse_scheme(spec.scheme), table=parse_scheme(spec.embedding))
+    if not schemes:
+        raise ConfigError(
+            f"[quantization] must round the linears or the embedding; got {spec.scheme!r} and {spec.embedding!r}. "
+            "Choose int4 or int8, or leave the section out."
+        )
     check_schemes(network, schemes)
     return schemes
 

@@ -1,5 +1,6 @@
 """The curves of runs, as a picture."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,19 @@ def _draw(panels: Mapping[Of, list[Curve]], scale: Scale, path: Path) -> Path:
         _fill(axes, kind, curves)
     rows[-1].set_xlabel(scale.label)
     return save(figure, path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before the work it is to show.
+
+    Raises:
+        DataError: matplotlib is missing, or the place is a folder or not writable.
+    """
+    blank(1)
+    parent = next(place for place in path.expanduser().resolve().parents if place.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        found = "a folder" if path.is_dir() else "not writable"
+        raise DataError(f"picture must be a file that can be written; got {str(path)!r}, {found}. Name another place.")
 
 
 def blank(n_panels: int, *, shares_x: bool = True) -> "tuple[Figure, list[Axes]]":

@@ -56,7 +56,7 @@ class TensorLoss:
 
 
 @dataclass(frozen=True)
-class Window:
+class CalibrationPass:
     """Calibration tokens of one pass, and where they lie."""
 
     token_ids: Tensor
@@ -65,15 +65,20 @@ class Window:
 
 def calibration_windows(
     texts: Iterable[str], tokenizer: Tokenizer, *, n_tokens: int, least: int, context: int = CONTEXT
-) -> list[Window]:
+) -> list[CalibrationPass]:
     """Return the first `n_tokens` of some texts, each text cut to one context and read after BOS.
 
     Args:
         least: How many tokens there must be at least.
 
     Raises:
-        DataError: There are fewer.
+        DataError: There are fewer, or fewer were asked for.
     """
+    if n_tokens < least:
+        raise DataError(
+            f"calibration tokens must be at least {least:,}, as many as the widest input has numbers; got {n_tokens:,}"
+            ". Ask for more."
+        )
     documents: list[list[int]] = []
     n_left = n_tokens
     for text in texts:
@@ -85,21 +90,21 @@ def calibration_windows(
             documents.append(token_ids[: max(2, n_left)])
             n_left -= len(documents[-1])
     found = n_tokens - n_left
-    if found < min(least, n_tokens):
+    if found < least:
         raise DataError(
-            f"calibration text must hold at least {min(least, n_tokens):,} tokens, as many as the widest input has "
+            f"calibration text must hold at least {least:,} tokens, as many as the widest input has "
             f"numbers; got {found:,}. Give more text."
         )
     return list(_passes(documents))
 
 
-def _passes(documents: list[list[int]]) -> Iterator[Window]:
+def _passes(documents: list[list[int]]) -> Iterator[CalibrationPass]:
     """Lay documents side by side, a few thousand tokens in each pass."""
     held: list[list[int]] = []
     for index, document in enumerate(documents):
         held.append(document)
         if sum(map(len, held)) >= _TOKENS_PER_PASS or index == len(documents) - 1:
-            yield Window(torch.tensor([i for d in held for i in d]), Layout.packed([len(d) for d in held]))
+            yield CalibrationPass(torch.tensor([i for d in held for i in d]), Layout.packed([len(d) for d in held]))
             held = []
 
 
@@ -108,7 +113,7 @@ def quantize_network(
     network: Transformer,
     schemes: Mapping[str, Scheme],
     *,
-    windows: list[Window] | None = None,
+    windows: list[CalibrationPass] | None = None,
     release: Callable[[Tensor], None] = lambda _: None,
     tell: Callable[[TensorLoss], None] = lambda _: None,
 ) -> list[TensorLoss]:
@@ -177,7 +182,9 @@ def loss_of(name: str, weight: Tensor, q: Quantized) -> TensorLoss:
     return TensorLoss(name, words_of(q.scheme), wide.numel(), n_bytes, error)
 
 
-def _hessian(network: Transformer, layer: nn.Module, name: str, states: list[Tensor], windows: list[Window]) -> Hessian:
+def _hessian(
+    network: Transformer, layer: nn.Module, name: str, states: list[Tensor], windows: list[CalibrationPass]
+) -> Hessian:
     """Return the curvature of a linear's output, over what reaches it now."""
     linear = network.get_submodule(name)
     hessian = Hessian(network.get_parameter(f"{name}.weight").shape[1])

@@ -13,14 +13,17 @@ from gemsmith.infer.load import stored_dtype
 from gemsmith.model.linear import Linear
 from gemsmith.model.transformer import Transformer
 from gemsmith.recipes.budget import spend
-from gemsmith.recipes.quantize import CONTEXT, TensorLoss, Window, calibration_windows, quantize_network
+from gemsmith.recipes.quantize import CONTEXT, CalibrationPass, TensorLoss, calibration_windows, quantize_network
 from gemsmith.recipes.schemes import check_schemes, parse_scheme, uniform, words_of
+from gemsmith.recipes.start import find_dense
 from gemsmith.tokenizer import Tokenizer
-from gemsmith.weights.catalog import find_model
 from gemsmith.weights.folder import load_network, read_schemes, save_folder
 from gemsmith.weights.generation import read_generation_config
+from gemsmith.weights.manifest import read_manifest
+from gemsmith.weights.save import check_place
 
 _N_TOKENS = 32_768
+METHODS = ("rounding", "gptq")  # as the manifest says it
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,35 @@ class Wish:
     """What a quantized model is to be.
 
     Attributes:
-        scheme: Of the linears, in words.
-        embedding: Of the embedding, which is the head too, in words.
-        size: Bytes its weights may take; the schemes then follow from the budget, tensor by tensor.
+        scheme: Of the linears, in words; int4 by default.
+        embedding: Of the embedding, which is the head too, in words; int8 by default.
+        size: Bytes its weights may take, in place of both: the schemes follow from it, tensor by tensor.
     """
 
-    scheme: str = "int4"
-    embedding: str = "int8"
+    scheme: str | None = None
+    embedding: str | None = None
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        words = [word for word in (self.scheme, self.embedding) if word is not None]
+        if self.size is not None and words:
+            raise ConfigError(
+                f"scheme and embedding must be left out with a size, which chooses them; got {', '.join(words)!r} and "
+                f"{self.size:,} bytes. Leave out one or the other."
+            )
 
 
 @dataclass(frozen=True)
 class Text:
-    """Texts to calibrate on: a field of a JSON lines file, and how many of its tokens at most."""
+    """Texts to calibrate on: a field of a JSON lines file.
+
+    Attributes:
+        n_tokens: How many tokens to read at most; by default some thousands, and enough for the widest input.
+    """
 
     path: Path
     field: str = "text"
-    n_tokens: int = _N_TOKENS
+    n_tokens: int | None = None
 
 
 def quantize_folder(
@@ -61,13 +76,14 @@ def quantize_folder(
     read layer by layer from its mapped file.
 
     Raises:
-        ConfigError: There is no such scheme, it does not fit a tensor, the size is too small, or the
-            model is in few bits already.
+        ConfigError: There is no such scheme, it does not fit a tensor, the size is too small, the model is in
+            few bits already, or `out` holds a model that did not come about here.
         DataError: The calibration text is too short, or missing where a size needs it.
+        StorageError: Nothing can be written at `out`.
     """
-    linears, table = parse_scheme(wish.scheme), parse_scheme(wish.embedding)
-    folder = find_model(model)
-    _check_dense(model, folder, out)
+    linears, table = parse_scheme(wish.scheme or "int4"), parse_scheme(wish.embedding or "int8")
+    folder = find_dense(model, name="model")
+    _check_out(out.expanduser(), folder)
     if wish.size is not None and calibration is None:
         raise ConfigError(
             f"size must come with calibration text to measure tensors on; got {wish.size:,} bytes and no text. "
@@ -77,7 +93,7 @@ def quantize_folder(
     loaded = load_network(folder, dtype=dtype)
     network = loaded.network
     tokenizer = Tokenizer.load(folder)
-    schemes = uniform(network, linears=linears, table=table)
+    schemes = {} if wish.size is not None else uniform(network, linears=linears, table=table)
     check_schemes(network, schemes)
     windows = None if calibration is None else _windows(network, tokenizer, calibration)
     if wish.size is not None:
@@ -86,7 +102,7 @@ def quantize_folder(
     lineage = {
         **(loaded.report.manifest.lineage if loaded.report.manifest is not None else {}),
         "quantized": {
-            "method": "rounding" if calibration is None else "gptq",
+            "method": METHODS[calibration is not None],
             "schemes": {name: words_of(scheme) for name, scheme in schemes.items()},
             "calibration_tokens": sum(len(window.token_ids) for window in windows or ()),
         },
@@ -97,24 +113,28 @@ def quantize_folder(
     return losses
 
 
-def _check_dense(model: str, folder: Path, out: Path) -> None:
-    if not folder.is_dir():
-        raise ConfigError(f"model must be a folder to be quantized; got {model!r}. Convert it to a folder first.")
-    if read_schemes(folder):
-        raise ConfigError(
-            f"model must be in full precision to be quantized; got {model!r}, which is in few bits already. "
-            "Start from the original."
-        )
+def _check_out(out: Path, folder: Path) -> None:
+    """Refuse a place that cannot be written, or whose model would be lost."""
     if out.resolve() == folder.resolve():
         raise ConfigError(f"out must be another folder than the model's; got {str(out)!r} twice. Choose a new name.")
+    check_place(out)
+    if out.is_dir() and any(out.iterdir()):
+        manifest = read_manifest(out)
+        origin = {} if manifest is None else manifest.lineage.get("quantized", {})
+        is_ours = isinstance(origin, dict) and origin.get("method") in METHODS and bool(read_schemes(out))
+        if not is_ours:
+            raise ConfigError(
+                f"out must be new, empty or a folder written by quantize; got {str(out)!r}, which holds another model. "
+                "Choose a new name, so that it is not lost."
+            )
 
 
-def _windows(network: Transformer, tokenizer: Tokenizer, text: Text) -> list[Window]:
+def _windows(network: Transformer, tokenizer: Tokenizer, text: Text) -> list[CalibrationPass]:
     least = max(module.d_in for module in network.modules() if isinstance(module, Linear))
     return calibration_windows(
         read_texts(text.path, text.field),
         tokenizer,
-        n_tokens=max(text.n_tokens, least),
+        n_tokens=max(_N_TOKENS, least) if text.n_tokens is None else text.n_tokens,
         least=least,
         context=min(CONTEXT, network.config.max_seq_len),
     )

@@ -29,6 +29,26 @@ class Start:
     sha256: str
 
 
+def find_dense(model: str, *, name: str) -> Path:
+    """Return the folder of a model in full precision.
+
+    Args:
+        name: What the model is called in the error.
+
+    Raises:
+        ModelNotFoundError: Nothing of that name is on this machine.
+        ConfigError: It is a file, or in few bits already.
+    """
+    folder = find_model(model)
+    if not folder.is_dir() or read_schemes(folder):
+        kind = "a model in few bits" if folder.is_dir() else "a file"
+        raise ConfigError(
+            f"{name} must be a folder of dense weights; got {model!r}, {kind}. Take the one it was made from, or make "
+            "one: gemsmith convert MODEL FOLDER."
+        )
+    return folder
+
+
 def find_start(spec: StartSpec, config: ModelConfig) -> Start:
     """Return the model a recipe starts from, once its network is the recipe's.
 
@@ -36,13 +56,7 @@ def find_start(spec: StartSpec, config: ModelConfig) -> Start:
         ModelNotFoundError: Nothing of that name is on this machine.
         ConfigError: It is no folder of dense weights, or of another shape than the recipe's model.
     """
-    folder = find_model(spec.model)
-    if not folder.is_dir() or read_schemes(folder):
-        kind = "a model in few bits" if folder.is_dir() else "a file"
-        raise ConfigError(
-            f"model of [start] must be a folder of dense weights; got {spec.model!r}, {kind}. "
-            "Make one: gemsmith convert MODEL FOLDER."
-        )
+    folder = find_dense(spec.model, name="model of [start]")
     _check_shape(spec, read_config(folder), config)
     files = sorted(folder.glob("*.safetensors"))
     return Start(folder, _together([sha256_of(file) for file in (*files, folder / "config.json")]))

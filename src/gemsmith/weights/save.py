@@ -116,7 +116,8 @@ def _replacing(folder: Path, *, n_bytes: int) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `folder` at the end, or disappears on an error."""
     temporary = folder.with_name(f".{folder.name}.saving-{uuid.uuid4().hex[:8]}")
     try:
-        _check_place(folder, n_bytes)
+        check_place(folder, n_bytes=n_bytes)
+        _clear_stale(folder)
         temporary.mkdir(parents=True)
         yield temporary
         _sync([*temporary.iterdir(), temporary])
@@ -132,8 +133,12 @@ def _replacing(folder: Path, *, n_bytes: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_place(folder: Path, n_bytes: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def check_place(folder: Path, *, n_bytes: int = 0) -> None:
+    """Refuse a place that cannot take a model folder; nothing is made there.
+
+    Raises:
+        StorageError: It holds something else, or the disk is full or not writable.
+    """
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"folder must be a folder; got the file {str(folder)!r}. Choose another name.")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -142,15 +147,25 @@ def _check_place(folder: Path, n_bytes: int) -> None:
             f"folder must be new, empty or a model's; got {str(folder)!r}, which holds {names[0]!r}. "
             "Choose another name, so that nothing is lost."
         )
-    for stale in folder.parent.glob(f".{folder.name}.saving-*"):
-        if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(stale, ignore_errors=True)
-    free = shutil.disk_usage(folder.parent).free
+    parent = next(path for path in folder.resolve().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StorageError(
+            f"folder must be writable; got {str(folder)!r} below {str(parent)!r}, which is not. "
+            "Check the place and its permissions."
+        )
+    free = shutil.disk_usage(parent).free
     if n_bytes > free:
         raise StorageError(
             f"disk must have room for the whole folder; got {in_gb(free)} for {in_gb(n_bytes)} at {str(folder)!r}. "
             "What was there before is unchanged. Make room or choose another disk."
         )
+
+
+def _clear_stale(folder: Path) -> None:
+    """Remove what saves that were cut off long ago have left."""
+    for stale in folder.parent.glob(f".{folder.name}.saving-*"):
+        if time.time() - stale.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _put(temporary: Path, folder: Path) -> None:

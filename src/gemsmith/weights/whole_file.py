@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gemsmith.errors import StorageError
@@ -45,4 +45,5 @@ def replacing_file(path: Path, *, is_ours: Callable[[Path], bool], n_bytes: int)
             "unchanged. Make room or choose another place."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that led here says more
+            partial.unlink(missing_ok=True)
