@@ -170,7 +170,7 @@ def test_transformers_reads_the_same_weights(linears: Scheme, table: Scheme | No
     folder = save_folder(tmp_path / "q", network)
     options, dtype = {}, torch.float32
     if not linears.is_symmetric:
-        # Read packed, transformers 5.23 expects zero points of another shape than compressed-tensors writes.
+        # Left packed, they are refused: see the next test.
         options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
         dtype = torch.bfloat16  # of the scales, in which it then multiplies
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -180,6 +180,22 @@ def test_transformers_reads_the_same_weights(linears: Scheme, table: Scheme | No
     with torch.no_grad():
         wanted, found = dense(network, dtype)(ids), theirs(ids).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("default")
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="a defect of compressed-tensors 0.20, see the docstring")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_transformers_reads_packed_zero_points(bits: Any, tmp_path: Path) -> None:
+    """Its `PackedQuantizationCompressor.compress` packs zero points, but not on the meta device.
+
+    There transformers lays out the model it loads into, so it expects other shapes than any such file has. Once
+    this passes, the advice to pass `dequantize=True` can go.
+    """
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("compressed_tensors")
+    folder = save_folder(tmp_path / "q", in_few_bits(Scheme(bits, 8, is_symmetric=False), None))
+    transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 @pytest.mark.peers
