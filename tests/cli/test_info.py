@@ -8,6 +8,9 @@ import pytest
 from gemsmith.cli.main import main
 from gemsmith.config import preset
 from gemsmith.model.cache import cache_bytes
+from gemsmith.weights.folder import load_network
+from gemsmith.weights.quantized import quantized_modules
+from gguf_files import small_gguf, small_network
 
 
 def info(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
@@ -37,6 +40,34 @@ def test_a_folder_is_read_for_what_it_is(folder: Path, capsys: pytest.CaptureFix
     found = info(capsys, str(folder), "--context", "100")
     assert (found["n_layers"], found["d_model"], found["max_seq_len"]) == (4, 40, 256)
     assert found["folder"] == str(folder)
+
+
+def test_weights_in_few_bits_are_counted_as_they_are_stored(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "q"
+    assert main(["quantize", str(folder), str(place), "--scheme", "int8", "--embedding", "int8"]) == 0
+    capsys.readouterr()
+    found, network = info(capsys, str(place)), load_network(place, dtype="float32").network
+    few_bits = quantized_modules(network).values()
+    n_norms = sum(parameter.numel() for parameter in network.parameters())
+    n_bytes = sum(q.n_bytes for q in few_bits)
+    assert found["few_bits"]["n_weights"] == found["n_params"] - n_norms
+    # A recorded shape of 16 bytes stands beside each linear.
+    assert found["few_bits"]["bytes"] == n_bytes + 16 * (len(few_bits) - 1)
+    assert found["weight_bytes"]["float32"] == found["few_bits"]["bytes"] + 4 * n_norms
+    assert main(["info", str(place)]) == 0
+    assert f"{found['few_bits']['n_weights']:,} of them, in 0.1 MB" in capsys.readouterr().out
+
+
+def test_a_gguf_file_is_counted_as_it_is_computed_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = small_gguf(tmp_path, kind="q4_0")
+    found, network = info(capsys, str(path)), small_network()
+    n_norms = sum(p.numel() for name, p in network.named_parameters() if "norm" in name)
+    n_matrices = found["n_params"] - n_norms
+    assert found["few_bits"] == {"n_weights": n_matrices, "bytes": n_matrices // 32 * 18}
+    assert found["weight_bytes"]["bfloat16"] == n_matrices // 32 * 18 + 2 * n_norms
+    assert info(capsys, str(small_gguf(tmp_path)))["few_bits"] == {"n_weights": 0, "bytes": 0}
 
 
 def test_words_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

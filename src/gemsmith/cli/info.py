@@ -39,12 +39,14 @@ def info(model: str = "pebble", /, *, context: int | None = None, as_json: AsJso
         context: Tokens the cache is to hold; the model's longest context when left out.
     """
     from gemsmith.model.cache import DEFAULT_SLACK
+    from gemsmith.weights.opening import count_few_bits
 
     config, folder = find_config(model)
     context = check_context(config, context)
-    needs = {dtype: count_needs(config, context, dtype) for dtype in DTYPES}
+    few_bits = (0, 0) if folder is None else count_few_bits(folder)
+    needs = {dtype: count_needs(config, context, dtype, few_bits) for dtype in DTYPES}
     if not as_json:
-        write(table(describe(model, config, context=context, needs=needs)))
+        write(table(describe(model, config, context=context, needs=needs, few_bits=few_bits)))
         return 0
     write_json(
         {
@@ -61,6 +63,7 @@ def info(model: str = "pebble", /, *, context: int | None = None, as_json: AsJso
             "cache_bytes_without_rings": needs["bfloat16"].full_cache,
             "cache_slack_tokens": DEFAULT_SLACK,
             "memory_bytes": {dtype: need.total for dtype, need in needs.items()},
+            "few_bits": dict(zip(("n_weights", "bytes"), few_bits, strict=True)),
             "weight_bytes": {dtype: need.weights for dtype, need in needs.items()},
             "layers": [asdict(layer) for layer in config.layers],
         }
@@ -103,8 +106,12 @@ def check_context(config: ModelConfig, context: int | None) -> int:
     return context
 
 
-def count_needs(config: ModelConfig, context: int, dtype_name: str) -> Needs:
-    """Count bytes for one document of `context` tokens."""
+def count_needs(config: ModelConfig, context: int, dtype_name: str, few_bits: tuple[int, int] = (0, 0)) -> Needs:
+    """Count bytes for one document of `context` tokens.
+
+    Args:
+        few_bits: How many weights stay in few bits whatever the dtype, and their bytes.
+    """
     import torch
 
     from gemsmith.model.cache import cache_bytes
@@ -112,13 +119,15 @@ def count_needs(config: ModelConfig, context: int, dtype_name: str) -> Needs:
     dtype: torch.dtype = getattr(torch, dtype_name)
     full = sum(2 * layer.n_kv_heads * layer.head_dim for layer in config.layers if layer.kv_source is None)
     return Needs(
-        weights=config.n_params * dtype.itemsize,
+        weights=few_bits[1] + (config.n_params - few_bits[0]) * dtype.itemsize,
         cache=cache_bytes(config, context, dtype=dtype),
         full_cache=full * context * dtype.itemsize,
     )
 
 
-def describe(name: str, config: ModelConfig, *, context: int, needs: dict[str, Needs]) -> list[tuple[str, str]]:
+def describe(
+    name: str, config: ModelConfig, *, context: int, needs: dict[str, Needs], few_bits: tuple[int, int]
+) -> list[tuple[str, str]]:
     """Return the model as rows of name and words."""
     kinds = Counter((layer.kind, layer.window) for layer in config.layers)
     layers = ", ".join(f"{n} {kind}{f' (window {window:,})' if window else ''}" for (kind, window), n in kinds.items())
@@ -126,6 +135,7 @@ def describe(name: str, config: ModelConfig, *, context: int, needs: dict[str, N
     return [
         ("model", f"{name}, family {config.family}"),
         ("parameters", f"{config.n_params:,}"),
+        *([("in few bits", f"{few_bits[0]:,} of them, in {in_gb(few_bits[1])}")] if few_bits[0] else []),
         ("layers", f"{config.n_layers}: {layers}"),
         ("heads", f"{first.n_heads} for queries, {first.n_kv_heads} for keys and values, {first.head_dim} wide"),
         ("width", f"{config.d_model:,}, feed-forward {first.d_ff:,}, vocabulary {config.vocab_size:,}"),

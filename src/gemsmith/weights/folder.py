@@ -26,7 +26,7 @@ from gemsmith.weights.save import save_folder
 from gemsmith.weights.tensors import find_tensors
 from gemsmith.weights.wire import parse_config
 
-__all__ = ["LoadReport", "LoadedNetwork", "load_network", "read_config", "save_folder"]
+__all__ = ["LoadReport", "LoadedNetwork", "count_few_bits", "load_network", "read_config", "save_folder"]
 
 CONFIG_FILE = "config.json"
 
@@ -95,6 +95,26 @@ def read_schemes(folder: Path) -> frozenset[Scheme]:
     path = folder / CONFIG_FILE
     raw = read_json(path).get(QUANTIZATION)
     return frozenset() if raw is None else parse_quantization(raw, source=str(path))
+
+
+def count_few_bits(folder: Path) -> tuple[int, int]:
+    """Return how many weights of a folder are in few bits, and their bytes.
+
+    Raises:
+        CheckpointError: The tensors are not those of the configuration.
+        ConfigError: Configuration or quantization is of another kind.
+    """
+    declared = read_schemes(folder)
+    if not declared:
+        return 0, 0
+    entries = find_tensors(folder)
+    config = read_config(folder)
+    check_plausible(config, sum(entry.n_bytes for entry in entries.values()), source=f"config.json of {str(folder)!r}")
+    network = Transformer(config, device="meta")
+    stores, _ = take_quantized(entries, network)
+    schemes = choose_schemes(stores, network, declared)
+    n_weights = sum(network.get_parameter(f"{name}.weight").numel() for name in schemes)
+    return n_weights, n_bytes_of({name: stores[name] for name in schemes})
 
 
 def load_network(

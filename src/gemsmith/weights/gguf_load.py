@@ -89,11 +89,20 @@ class GgufModel:
         return {"F32": "float32", "F16": "float16"}.get(next(iter(self.formats)), "bfloat16")
 
     @property
+    def few_bits(self) -> tuple[int, int]:
+        """How many weights stay in the bits they have in the file, Q8_0 or Q4_0, on a CPU; and their bytes."""
+        kept = [
+            tensor
+            for name, tensor in self.file.tensors.items()
+            if tensor.block.name in NATIVE and name != OUTPUT and parameter_name(name, self.config.family)
+        ]
+        return sum(prod(tensor.shape) for tensor in kept), sum(tensor.n_bytes for tensor in kept)
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of its weights in memory on a CPU: Q8_0 and Q4_0 in their own bits, others in `stored_dtype`."""
-        tensors = [tensor for name, tensor in self.file.tensors.items() if parameter_name(name, self.config.family)]
-        item = DTYPE_BYTES[self.stored_dtype]
-        return sum(t.n_bytes if t.block.name in NATIVE else prod(t.shape) * item for t in tensors)
+        n_weights, n_bytes = self.few_bits
+        return n_bytes + (self.config.n_params - n_weights) * DTYPE_BYTES[self.stored_dtype]
 
     def network(
         self,

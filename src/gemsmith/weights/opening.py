@@ -8,6 +8,7 @@ import torch
 from gemsmith.config import ModelConfig
 from gemsmith.model.quantized import make_dense
 from gemsmith.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
+from gemsmith.weights import folder
 from gemsmith.weights.folder import LoadedNetwork, load_network, read_config
 from gemsmith.weights.foreign import is_gguf
 from gemsmith.weights.gguf_load import GgufModel
@@ -19,6 +20,13 @@ def open_config(place: Path, *, allow_config_keys: Collection[str] = ()) -> Mode
     if is_gguf(place):
         return GgufModel(place, allow_config_keys=allow_config_keys).config
     return read_config(place, allow_config_keys=allow_config_keys)
+
+
+def count_few_bits(place: Path) -> tuple[int, int]:
+    """Return how many weights of a model stay in few bits when it is loaded on a CPU, and their bytes."""
+    if is_gguf(place):
+        return GgufModel(place).few_bits
+    return folder.count_few_bits(place)
 
 
 def open_model(
