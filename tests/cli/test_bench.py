@@ -2,15 +2,21 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from gemsmith.cli.bench import RivalFlags, opened
 from gemsmith.cli.main import main
+from gemsmith.errors import ConfigError
 from gemsmith.evaluate import limits, rivals
 from gemsmith.evaluate.limits import Limits
 from gemsmith.evaluate.speed import Reading
+from gemsmith.infer.lm import LM
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ("--prefill", "8", "--prefill", "16", "--context", "8", "--new-tokens", "3", "--runs", "2")
@@ -40,6 +46,7 @@ def test_json_has_every_measurement(run: Run, folder: Path) -> None:
         ("gemsmith", "prefill", 16),
         ("gemsmith", "decode", 8),
     ]
+    assert found["bits"] == {"gemsmith": 32.0}
     for speed in found["speeds"]:
         assert 0 < speed["low"] <= speed["median"] <= speed["high"]
         assert len(speed["rates"]) == 2
@@ -75,6 +82,7 @@ def test_the_table_names_what_was_measured(run: Run) -> None:
     assert all(line.endswith("%") for line in lines[1:4])
     assert "1.0 GB/s of memory" in out
     assert "tiles" not in out
+    assert "gemsmith 32.00" in next(line for line in lines if line.startswith("bits of a weight"))
 
 
 def test_another_program_takes_turns(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,13 +93,14 @@ def test_another_program_takes_turns(run: Run, monkeypatch: pytest.MonkeyPatch, 
     @contextmanager
     def stand_in(name: str, *_: object, **options: object):
         seen.append((name, options))
-        yield lambda _prompt, n_new: Reading(2.0, 0.5 if n_new else None)
+        yield rivals.Rival(lambda _prompt, n_new: Reading(2.0, 0.5 if n_new else None), n_bytes=None)
 
     monkeypatch.setattr(rivals, "rival", stand_in)
     picture = tmp_path / "speed.png"
     argv = ("--against", "llama.cpp", "--against-model", "some.gguf", "--plot", str(picture), "--json")
     status, out, err = run(*SHORT, *argv)
     assert status == 0
+    assert json.loads(out)["bits"] == {"gemsmith": 32.0, "llama.cpp": None}
     theirs = [s for s in json.loads(out)["speeds"] if s["subject"] == "llama.cpp"]
     assert [(s["phase"], s["median"], s["share"]) for s in theirs] == [
         ("prefill", 4.0, None),
@@ -111,6 +120,12 @@ def test_another_program_takes_turns(run: Run, monkeypatch: pytest.MonkeyPatch, 
         (["--prefill", "1"], 1, "got 1"),
         (["--prefill", "9999"], 1, "context of 256; got 10032"),
         (["--against", "ollama"], 2, "ollama"),
+        (["--against-model", "a.gguf"], 2, "must come with one --against, whose model it is; got 'a.gguf' and none"),
+        (
+            ["--against", "llama.cpp", "--against", "openvino", "--against-model", "a.gguf"],
+            2,
+            "got 'a.gguf' and llama.cpp, openvino",
+        ),
     ],
 )
 def test_wrong_calls_name_the_value(argv: list[str], status: int, value: str, run: Run) -> None:
@@ -127,3 +142,12 @@ def test_a_program_that_is_not_installed_is_named(run: Run, monkeypatch: pytest.
     status, out, err = run(*SHORT, "--against", "llama.cpp")
     assert (status, out) == (1, "")
     assert "pip install llama-cpp-python" in err
+
+
+def test_programs_on_the_processor_do_not_race_a_model_elsewhere() -> None:
+    lm = cast(LM, SimpleNamespace(device=torch.device("cuda")))
+    with (
+        ExitStack() as stack,
+        pytest.raises(ConfigError, match=r"must be left out for a model on 'cuda'; got llama\.cpp, which compute on"),
+    ):
+        opened(stack, lm, "pebble", RivalFlags(against=("llama.cpp",)), max_tokens=16)

@@ -11,10 +11,12 @@ from cyclopts import Parameter
 from gemsmith.cli.console import UsageError, say, table, write, write_json
 from gemsmith.cli.flags import AsJson, PlaceFlags
 from gemsmith.cli.machine import peak_rss_bytes, read_cpu
+from gemsmith.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemsmith.evaluate.limits import Limits
-    from gemsmith.evaluate.speed import Plan, Speed, Subject
+    from gemsmith.evaluate.rivals import Rival
+    from gemsmith.evaluate.speed import Plan, Speed
     from gemsmith.infer.lm import LM
 
 OURS = "gemsmith"
@@ -45,7 +47,8 @@ class RivalFlags:
 
     Attributes:
         against: A program that is installed and runs the same model; may be repeated.
-        against_model: The file or folder it loads; otherwise the model itself, for llama.cpp written as GGUF.
+        against_model: The file or folder that one program loads; otherwise the model itself, for llama.cpp written
+            as GGUF.
     """
 
     against: tuple[Literal["llama.cpp", "transformers", "openvino"], ...] = ()
@@ -60,6 +63,7 @@ class Report:
         load_s: Until the model was open.
         first_token_s: Until its first token, from the same moment.
         weights, cache: Bytes of all weights a token reads, and of the cache of the longest prompt.
+        bits: For each weight in each program, scales and all; None where a program does not tell.
         shares: Of the machine's limit, for each of our speeds; None where there is no limit to compare with.
     """
 
@@ -74,6 +78,7 @@ class Report:
     peak_rss: int
     weights: int
     cache: int
+    bits: dict[str, float | None]
     limits: "Limits"
     speeds: list["Speed"]
     shares: list[float | None]
@@ -102,6 +107,11 @@ def bench(
 
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1; got {threads}. Leave it out for torch's own number.")
+    if rivals.against_model is not None and len(set(rivals.against)) != 1:
+        raise UsageError(
+            f"--against-model must come with one --against, whose model it is; got {str(rivals.against_model)!r} and "
+            f"{', '.join(rivals.against) or 'none'}. Name one program."
+        )
     if plot is not None:
         from gemsmith.recipes.plot import check_place
 
@@ -139,8 +149,11 @@ def run(model: str, flags: PlanFlags, rivals: RivalFlags, place: PlaceFlags) -> 
     ours([lm.tokenizer.bos_id] * max(plan.lengths), plan.n_new)
     peak, longest = peak_rss_bytes(), max(plan.lengths) + plan.n_new + 1
     with ExitStack() as stack:
-        subjects = {OURS: ours, **opened(stack, lm, model, rivals, max_tokens=longest)}
+        others = opened(stack, lm, model, rivals, max_tokens=longest)
+        subjects = {OURS: ours, **{name: other.turn for name, other in others.items()}}
         speeds = measure(subjects, plan, vocab_size=lm.tokenizer.vocab_size)
+    weights = weight_bytes(lm.network)
+    n_bytes = {OURS: weights, **{name: other.n_bytes for name, other in others.items()}}
     limits = measure_limits(has_int8_tiles=has_int8_tiles())
     return Report(
         model=model,
@@ -152,18 +165,28 @@ def run(model: str, flags: PlanFlags, rivals: RivalFlags, place: PlaceFlags) -> 
         load_s=loaded - start,
         first_token_s=first - start,
         peak_rss=peak,
-        weights=weight_bytes(lm.network),
+        weights=weights,
         cache=cache_bytes(lm.config, longest, dtype=lm.cache_dtype or lm.dtype),
+        bits={name: None if n is None else 8 * n / lm.config.n_params for name, n in n_bytes.items()},
         limits=limits,
         speeds=speeds,
         shares=[share(speed, lm, limits, plan) if speed.subject == OURS else None for speed in speeds],
     )
 
 
-def opened(stack: ExitStack, lm: "LM", model: str, flags: RivalFlags, *, max_tokens: int) -> dict[str, "Subject"]:
-    """Return the other programs with the model loaded; `stack` closes them."""
+def opened(stack: ExitStack, lm: "LM", model: str, flags: RivalFlags, *, max_tokens: int) -> dict[str, "Rival"]:
+    """Return the other programs with the model loaded; `stack` closes them.
+
+    Raises:
+        ConfigError: One is not installed or cannot load the model, or ours is not on the CPU.
+    """
     if not flags.against:
         return {}
+    if lm.device.type != "cpu":
+        raise ConfigError(
+            f"against must be left out for a model on {lm.device.type!r}; got {', '.join(flags.against)}, which "
+            "compute on the CPU here. Add --device cpu."
+        )
     from gemsmith.evaluate.rivals import rival
     from gemsmith.weights.catalog import find_model
 
@@ -224,6 +247,8 @@ def tables(report: Report) -> list[list[tuple[str, ...]]]:
             f"{_mb(report.peak_rss)} resident at most, weights {_mb(report.weights)}, cache {_mb(report.cache)}",
         ),
     ]
+    bits = [f"{name} {'unknown' if n is None else f'{n:.2f}'}" for name, n in report.bits.items()]
+    about.append(("bits of a weight", ", ".join(bits)))
     machine = [("machine", f"{report.processor}, {report.threads} threads, kernels {report.kernels}")]
     if report.limits.read is not None:
         machine.append(("reads", f"{report.limits.read / 1e9:.1f} GB/s of memory"))
