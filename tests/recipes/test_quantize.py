@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import gemsmith as gs
 from gemsmith.errors import ConfigError, DataError
 from gemsmith.evaluate.divergence import divergence
+from gemsmith.infer.sample import Sampling
 from gemsmith.kernels.quantized import Scheme, dequantize, quantize
 from gemsmith.model.transformer import Transformer
 from gemsmith.recipes.balance import balance
@@ -146,31 +148,51 @@ def _set(layer: nn.Module, name: str, weight: torch.Tensor) -> None:
     setattr(layer.get_submodule(name), "weight", nn.Parameter(weight, requires_grad=False))  # noqa: B010
 
 
-STORY = (
-    "Once upon a time there was a little {a} who lived near the {p}. One day the {a} went to the {p} to look for "
-    "something to eat. It met an old woman, and she said: Come with me, and I will give you bread. So they went home "
-    "together, and the {a} was happy. The next morning the sun was shining, and they walked to the {p} again."
-)
-STORIES = [STORY.format(a=a, p=p) for a in ("fox", "hen", "boy", "girl", "bear") for p in ("river", "wood", "well")]
+@pytest.fixture(scope="module")
+def own_texts() -> tuple[list[str], list[str]]:
+    """Return texts to calibrate and others to measure on, drawn from pebble's own distribution."""
+    lm = gs.load("pebble", dtype="float32")
+    sampling = Sampling(temperature=1.0)
+    drawn = [
+        [found.text for found in lm.generate(BEGINNINGS, sampling=sampling, seed=seed, max_new_tokens=200)]
+        for seed in (1, 2, 3)
+    ]
+    texts = [[start + end for start, end in zip(BEGINNINGS, part, strict=True)] for part in drawn]
+    assert not set(texts[0]) & {*texts[1], *texts[2]}
+    return texts[0], texts[1] + texts[2]
+
+
+BEGINNINGS = [
+    "Once upon a time", "The old king", "A long time ago, in a town by the sea,", "One day, a girl named Lily",
+    "In the year 1861", "It was a cold night and", "The river", "There are many kinds of", "My dear friend,",
+    "Tom and his dog", "She was born in", "When the sun came up,", "The history of", "He opened the door and",
+    "A small bird", "The city of", "They had walked all day", "The first",
+]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_planted", [False, True])
 @pytest.mark.parametrize(
-    ("word", "is_calibrated", "limit"), [("int8", False, 0.002), ("int4", False, 0.05), ("int4", True, 0.025)]
+    ("word", "is_calibrated", "target"), [("int8", False, 0.001), ("int4", False, 0.05), ("int4", True, 0.025)]
 )
-def test_pebble_loses_little(word: str, is_calibrated: bool, limit: float, is_planted: bool) -> None:
+def test_pebble_loses_little(
+    word: str, is_calibrated: bool, target: float, is_planted: bool, own_texts: tuple[list[str], list[str]]
+) -> None:
+    """Over texts drawn from the original the mean change is the divergence itself, which scatters far less."""
     folder = find_model("pebble")
     tokenizer = Tokenizer.load(folder)
     original, network = (load_network(folder, dtype="float32").network for _ in range(2))
     if is_planted:
         planted(network)
     schemes = uniform(network, linears=parse_scheme(word), table=parse_scheme("int8"))
+    to_calibrate, to_measure = own_texts
     windows = None
     if is_calibrated:
-        windows = calibration_windows(STORIES[::2], tokenizer, n_tokens=2000, least=100)
+        windows = calibration_windows(to_calibrate, tokenizer, n_tokens=2000, least=100)
     quantize_network(network, schemes, windows=windows)
     network.pack()
-    found = divergence(original, network, tokenizer, STORIES[1::2])
-    assert found.change.low < limit
-    assert abs(found.change.value) < 1.5 * limit
+    found = divergence(original, network, tokenizer, to_measure)
+    assert found.n_tokens > 4000
+    assert not found.change.is_rough
+    assert found.change.high < target
+    assert found.kl.high < target
