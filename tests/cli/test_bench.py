@@ -144,6 +144,12 @@ def test_a_program_that_is_not_installed_is_named(run: Run, monkeypatch: pytest.
     assert "pip install llama-cpp-python" in err
 
 
+def test_a_picture_that_cannot_be_drawn_is_told_before_the_work(run: Run, tmp_path: Path) -> None:
+    status, out, err = run(*SHORT, "--plot", str(tmp_path))
+    assert (status, out) == (1, "")
+    assert f"must be a file that can be written; got {str(tmp_path)!r}, a folder" in err
+
+
 def test_programs_on_the_processor_do_not_race_a_model_elsewhere() -> None:
     lm = cast(LM, SimpleNamespace(device=torch.device("cuda")))
     with (

@@ -80,6 +80,15 @@ def test_divergence_of_a_cache_and_of_another_model(
     assert "--tokens must be at least 2; got 1" in capsys.readouterr().err
 
 
+def test_the_changed_model_alone_is_rounded(folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for flags in ((), ("--original", str(folder))):
+        assert main(["eval", "divergence", str(folder), str(texts), "--bits", "8", "--json", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["kl"] == found[1]["kl"]
+    assert found[0]["kl"]["value"] > 0
+
+
 def test_a_model_is_not_compared_with_itself(folder: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "divergence", str(folder), str(texts)]) == 2
     said = capsys.readouterr().err

@@ -1,6 +1,6 @@
 """`gemsmith eval`: what a model is worth, in numbers."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cyclopts import App
@@ -58,23 +58,24 @@ def divergence(
     """Show what a changed model, or a cache in fewer bits, loses: perplexity and divergence, with intervals.
 
     Args:
-        model: The changed model; its keys and values are read from a cache of --cache.
+        model: The changed model; it alone is rounded to --bits, and reads keys and values from a cache of --cache.
         file: JSON lines, plain or packed as .xz, .gz or .bz2.
-        original: The model to compare with; the same one, without a cache, when left out.
+        original: The model to compare with; the same one, as it is stored and without a cache, when left out.
         field: The field of each line that holds the text.
         tokens: How many tokens to score at most, and of one text a tenth of them.
     """
     if tokens < 2:
         raise UsageError(f"--tokens must be at least 2; got {tokens}. Leave it out.")
-    if original is None and place.cache is None:
+    if original is None and place.cache is None and place.bits is None:
         raise UsageError(
             f"eval divergence must have two things to compare; got {model!r} alone. Name the model it was made from "
-            "with --original, or a cache with --cache."
+            "with --original, or a cache with --cache, or --bits."
         )
     from gemsmith.evaluate.divergence import check_same_vocabulary, file_divergence
 
     changed = place.load(model)
-    before = changed if original is None else place.load(original)
+    is_same = original is None and place.bits is None
+    before = changed if is_same else replace(place, bits=None, cache=None).load(original or model)
     check_same_vocabulary(before.tokenizer, changed.tokenizer)
     found = file_divergence(
         before.network,
