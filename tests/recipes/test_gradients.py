@@ -223,7 +223,9 @@ def test_a_model_of_another_shape_vocabulary_or_few_bits_is_no_start(place: Path
         train(place, "b", 1, options=Options(start=str(first)))
     (place / "recipe.toml").write_text(TRAINED)
     small = train(place, "small", 1)
-    with pytest.raises(ConfigError, match=r"folder of dense weights; got .*, a model in few bits"):
+    with pytest.raises(
+        ConfigError, match=r"folder of dense weights; got .*, a model in few bits.*: gemsmith convert MODEL FOL"
+    ):
         train(place, "c", 1, options=Options(start=str(small)))
     (place / "stories.jsonl").write_text(
         "".join(json.dumps({"text": f"Hills {i} and rivers."}) + "\n" for i in range(99))
