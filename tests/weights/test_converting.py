@@ -154,3 +154,14 @@ def test_what_no_folder_can_be_is_refused(tmp_path: Path) -> None:
         to_folder(folder, tmp_path / "out", kind="q4_0")
     with pytest.raises(ConfigError, match=r"out must be another place than the model's; got '.*q' twice"):
         to_folder(folder, folder, kind=None)
+    path = small_gguf(tmp_path)
+    with pytest.raises(ConfigError, match=r"out must be another place than the model's; got '.*gguf' twice"):
+        to_gguf(path, path, kind="q4_0", name="x")
+
+
+def test_only_folders_of_its_own_are_replaced(tmp_path: Path) -> None:
+    folder, other = few_bits_folder(tmp_path / "q"), save_folder(tmp_path / "other", small_network())
+    with pytest.raises(ConfigError, match=r"a folder written by convert; got '.*other', which holds another model"):
+        to_folder(folder, other, kind=None)
+    out = to_folder(folder, tmp_path / "out", kind="f32").path
+    assert to_folder(folder, out, kind="bf16").formats == {"BF16": 46}
