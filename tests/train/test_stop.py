@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def stopped(run: Path, number: int, *, n_times: int = 1) -> TrainState:
     with Checkpointer(run, identity=IDENTITY) as checkpointer, StopOnSignal(checkpointer) as stop:
         train(state, until=5, watchers=(send, checkpointer, stop))
     return state
+
+
+@pytest.fixture(autouse=True)
+def usual_interrupt() -> Iterator[None]:
+    """Python's own handler, which a test run in the background of a shell starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
