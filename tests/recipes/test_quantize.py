@@ -155,11 +155,12 @@ def own_texts() -> tuple[list[str], list[str]]:
     sampling = Sampling(temperature=1.0)
     drawn = [
         [found.text for found in lm.generate(BEGINNINGS, sampling=sampling, seed=seed, max_new_tokens=200)]
-        for seed in (1, 2, 3)
+        for seed in range(1, 14)
     ]
     texts = [[start + end for start, end in zip(BEGINNINGS, part, strict=True)] for part in drawn]
-    assert not set(texts[0]) & {*texts[1], *texts[2]}
-    return texts[0], texts[1] + texts[2]
+    to_measure = [text for part in texts[1:] for text in part]
+    assert not set(texts[0]) & set(to_measure)
+    return texts[0], to_measure
 
 
 BEGINNINGS = [
@@ -192,7 +193,8 @@ def test_pebble_loses_little(
     quantize_network(network, schemes, windows=windows)
     network.pack()
     found = divergence(original, network, tokenizer, to_measure)
-    assert found.n_tokens > 4000
+    assert found.n_tokens > 30_000
     assert not found.change.is_rough
-    assert found.change.value < target  # its interval of some 6,000 tokens is wider than int8's target
+    # int8: 0.08% and 0.07% of 0.1%, the interval's end at 0.11% and 0.09%; the divergence, 0.044%, is surer.
+    assert (found.change.value if word == "int8" else found.change.high) < target
     assert found.kl.high < target
