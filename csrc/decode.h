@@ -5,6 +5,14 @@
 
 #define GS_INT8 3  // of caches: a scale for each head's vector at each place
 
+// Low-rank adapters on top of a matrix: to each row of outputs its own one adds scale * B A x.
+struct gs_delta {
+    const void *lora_a, *lora_b;  // [n_adapters, rank, d_in] and [n_adapters, d_out, rank]
+    const void* scale;            // [n_adapters]
+    int64_t rank;
+    int32_t dtype, scale_dtype;  // of A and B, and of the scale
+};
+
 // A matrix [d_out, d_in]: rows of float32 or bfloat16 as they lie, or few bits as quant.h packs them.
 struct gs_matrix {
     const void* values;    // null where a layer has none
@@ -13,6 +21,7 @@ struct gs_matrix {
     int64_t d_in, d_out, group_units;
     int32_t bits;  // 4, 8, 16 (bfloat16) or 32
     int32_t scale_dtype;
+    const gs_delta* delta;  // null where there is none
 };
 
 struct gs_decode_layer {
@@ -32,6 +41,7 @@ struct gs_decode_call {
     gs_matrix table;  // embedding and head
     const void* last_norm;
     const int64_t *token_ids, *positions, *slots;  // [n_rows], no slot twice
+    const int64_t* adapters;                       // [n_rows], below 0 for none; null takes number 0 for all
     float* logits;                                 // [n_rows, table.d_out]
     void* scratch;                                 // as gs_decode_scratch says
     int64_t n_layers, n_rows, capacity, n_threads;  // capacity: positions lie below it

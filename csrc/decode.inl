@@ -27,87 +27,8 @@ namespace step {
 #include "decode_pairs.inl"
 #include "decode_products.inl"
 #include "decode_attention.inl"
-
-constexpr int64_t STAGES = 5;  // of a layer that end at a barrier: q k v, attention, o, gate and up, down
-
-// Largest widths of a network, and where its buffers lie.
-struct Sizes {
-    int64_t d_model, d_attention, d_key, d_ff, d_in, n_frequencies, max_chunks, max_partial, n_rows;
-
-    explicit Sizes(const gs_decode_call* call) {
-        *this = Sizes{};
-        n_rows = call->n_rows;
-        d_in = d_model = call->table.d_in;
-        for (int64_t index = 0; index < call->n_layers; index++) {
-            const gs_decode_layer& layer = call->layers[index];
-            int64_t seen = layer.window && layer.window < call->capacity ? layer.window : call->capacity;
-            grow(&d_attention, layer.n_heads * layer.head_dim);
-            grow(&d_key, layer.n_kv_heads * layer.head_dim);
-            grow(&d_ff, layer.gate.d_out);
-            grow(&n_frequencies, layer.head_dim / 2);
-            grow(&max_chunks, seen / CHUNK + 2);
-            grow(&max_partial, layer.n_heads * (layer.head_dim + 2));
-        }
-        grow(&d_in, d_attention);
-        grow(&d_in, d_ff);
-    }
-    Sizes() = default;
-    static void grow(int64_t* a, int64_t b) { *a = *a < b ? b : *a; }
-    int64_t rounded_bytes() const { return n_rows * ((d_in + GS_QUANT_UNIT - 1) / GS_QUANT_UNIT) * 40; }
-};
-
-// Hands out pieces of the scratch memory, each at a cache line of its own; with no memory it only counts.
-struct Pieces {
-    char* start;
-    int64_t used;
-    void* bytes(int64_t n) {
-        void* piece = start ? start + used : nullptr;
-        used += (n + 63) / 64 * 64;
-        return piece;
-    }
-    float* floats(int64_t n) { return (float*)bytes(n * 4); }
-};
-
-// What all threads see.
-struct Shared {
-    gs_barrier* barrier;
-    int64_t* taken;
-    float *q, *k, *v, *partial, *out, *gate, *up;
-
-    Shared(const gs_decode_call* call, const Sizes& sizes, Pieces& pieces) {
-        int64_t n = sizes.n_rows;
-        barrier = (gs_barrier*)pieces.bytes(sizeof(gs_barrier));
-        taken = (int64_t*)pieces.bytes((call->n_layers * STAGES + 1) * 8);
-        q = pieces.floats(n * sizes.d_attention);
-        k = pieces.floats(n * sizes.d_key);
-        v = pieces.floats(n * sizes.d_key);
-        partial = pieces.floats(n * sizes.max_chunks * sizes.max_partial);
-        out = pieces.floats(n * sizes.d_model);
-        gate = pieces.floats(n * sizes.d_ff);
-        up = pieces.floats(n * sizes.d_ff);
-    }
-};
-
-// What one thread has for itself.
-struct Own {
-    float *x, *pair;       // residual stream; queries of a pair of heads
-    float *cosine, *sine;  // [n_rows, head_dim / 2] of `frequencies`
-    const float* frequencies;
-    Inputs in;
-
-    Own(const Sizes& sizes, Pieces& pieces) {
-        x = pieces.floats(sizes.n_rows * sizes.d_model);
-        pair = pieces.floats(4 * sizes.n_frequencies);
-        cosine = pieces.floats(sizes.n_rows * sizes.n_frequencies);
-        sine = pieces.floats(sizes.n_rows * sizes.n_frequencies);
-        frequencies = nullptr;
-        in = Inputs{};
-        in.x = pieces.floats(sizes.n_rows * sizes.d_in);
-        in.rounded = pieces.bytes(sizes.rounded_bytes());
-        in.ordered = pieces.floats(sizes.n_rows * sizes.d_in);
-        in.n_rows = sizes.n_rows;
-    }
-};
+#include "decode_deltas.inl"
+#include "decode_memory.inl"
 
 // Everything one thread knows during a call.
 struct Worker {
@@ -162,23 +83,46 @@ struct Worker {
         }
     }
 
-    void multiply(const gs_matrix& m, float* y) {
+    // Begin a stage of n matrices: make its input ready for their deltas, in turns.
+    void lower(const gs_matrix* const* all, int n) {
+        int64_t n_turns = 0;
+        for (int which = 0; which < n; which++) n_turns += n_delta_turns(*all[which]);
+        if (!n_turns) return;
+        team.hand_out(n_turns, [&](int64_t turn) {
+            float* low = shared.low;
+            for (int which = 0; which < n; which++) {
+                const gs_matrix& m = *all[which];
+                if (turn >= 0 && turn < n_delta_turns(m)) take_delta_turn(m, own.in, call->adapters, turn, low);
+                turn -= n_delta_turns(m);
+                low += rank_of(m) * sizes.n_rows;
+            }
+        });
+    }
+    // Blocks first to last of a matrix, delta included; `ranks` is of the matrices before it in this stage.
+    void take(const gs_matrix& m, int64_t first, int64_t last, float* y, int64_t ranks = 0) {
         prepare(m, own.in);
+        take_blocks(m, own.in, first, last, y);
+        if (!m.delta) return;
+        team.await_turns();
+        add_delta(m, call->adapters, shared.low + ranks * sizes.n_rows, {sizes.n_rows, first, last}, y);
+    }
+
+    void multiply(const gs_matrix& m, float* y) {
+        const gs_matrix* all[1] = {&m};
+        lower(all, 1);
         team.share_pieces(n_blocks(m), least_blocks(m),
-                          [&](int64_t begin, int64_t end) { take_blocks(m, own.in, begin, end, y); });
+                          [&](int64_t begin, int64_t end) { take(m, begin, end, y); });
     }
     // q, k and v in one stage: their blocks are counted through.
     void make_queries(const gs_decode_layer& layer) {
         const gs_matrix* all[3] = {&layer.q, &layer.k, &layer.v};
         float* to[3] = {shared.q, shared.k, shared.v};
         int64_t n = n_blocks(layer.q) + n_blocks(layer.k) + n_blocks(layer.v);
+        lower(all, 3);
         team.share_pieces(n, least_blocks(layer.q), [&](int64_t begin, int64_t end) {
-            for (int which = 0; which < 3; which++) {
+            for (int64_t which = 0, ranks = 0; which < 3; ranks += rank_of(*all[which]), which++) {
                 int64_t here = n_blocks(*all[which]), first = begin > 0 ? begin : 0, last = end < here ? end : here;
-                if (first < last) {
-                    prepare(*all[which], own.in);
-                    take_blocks(*all[which], own.in, first, last, to[which]);
-                }
+                if (first < last) take(*all[which], first, last, to[which], ranks);
                 begin -= here;
                 end -= here;
             }
@@ -294,12 +238,11 @@ struct Worker {
     }
 
     void open_gates(const gs_decode_layer& layer) {
-        const gs_matrix &gate = layer.gate, &up = layer.up;
+        const gs_matrix &gate = layer.gate, &up = layer.up, *all[2] = {&gate, &up};
+        lower(all, 2);
         team.share_pieces(n_blocks(gate), least_blocks(gate), [&](int64_t first, int64_t last) {
-            prepare(gate, own.in);
-            take_blocks(gate, own.in, first, last, shared.gate);
-            prepare(up, own.in);
-            take_blocks(up, own.in, first, last, shared.up);
+            take(gate, first, last, shared.gate);
+            take(up, first, last, shared.up, rank_of(gate));
             int64_t begin = first * GS_QUANT_BLOCK, end = last_output(gate, last);
             for (int64_t row = 0; row < sizes.n_rows; row++) {
                 float *g = shared.gate + row * gate.d_out + begin, *u = shared.up + row * gate.d_out + begin;
@@ -332,9 +275,8 @@ struct Worker {
         for (int64_t index = 0; index < call->n_layers; index++) run_layer(call->layers[index]);
         enter(call->last_norm);
         const gs_matrix& m = call->table;
-        prepare(m, own.in);
         team.share_pieces(n_blocks(m), least_blocks(m), [&](int64_t first, int64_t last) {
-            take_blocks(m, own.in, first, last, call->logits);
+            take(m, first, last, call->logits);
             for (int64_t row = 0; call->cap > 0.0f && row < sizes.n_rows; row++)
                 cap_scores(call->logits + row * m.d_out + first * GS_QUANT_BLOCK,
                            last_output(m, last) - first * GS_QUANT_BLOCK, call->cap);
@@ -355,7 +297,7 @@ static void decode(const gs_decode_call* call) {
     Pieces pieces = {(char*)call->scratch, 0};
     const Shared shared(call, sizes, pieces);
     memset(shared.barrier, 0, sizeof(gs_barrier));
-    memset(shared.taken, 0, (call->n_layers * STAGES + 1) * 8);
+    memset(shared.taken, 0, Shared::n_counters(call) * 8);
     struct Context {
         const gs_decode_call* call;
         const Sizes* sizes;

@@ -93,15 +93,18 @@ static inline gs_quant_call as_quant_call(const gs_matrix& m, int64_t n_rows) {
                          m.d_in,  m.d_out, m.group_units,            m.bits,   GS_FLOAT32, m.scale_dtype};
 }
 
+// Bring the inputs into the order of bfloat16's pairs, unless they are in it.
+static void order(Inputs& in, int64_t d_in) {
+    if (in.is_ordered) return;
+    for (int64_t row = 0; row < in.n_rows; row++)
+        order_pairs((const bf16*)nullptr, in.x + row * d_in, in.ordered + row * d_in, d_in, false);
+    in.is_ordered = true;
+}
+
 // Bring the inputs into the form this matrix needs, unless they are in it.
 static void prepare(const gs_matrix& m, Inputs& in) {
-    if (!m.values || m.bits == 32 || (m.bits == 16 && in.is_ordered)) return;
-    if (m.bits == 16) {
-        for (int64_t row = 0; row < in.n_rows; row++)
-            order_pairs((const bf16*)m.values, in.x + row * m.d_in, in.ordered + row * m.d_in, m.d_in, false);
-        in.is_ordered = true;
-        return;
-    }
+    if (!m.values || m.bits == 32) return;
+    if (m.bits == 16) return order(in, m.d_in);
     int32_t middle = m.zeros ? 1 : m.bits == 4 ? 8 : 128;
     if (in.middle == middle) return;
     gs_quant_call call = as_quant_call(m, in.n_rows);

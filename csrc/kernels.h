@@ -15,7 +15,7 @@
 #include "quant.h"
 #include "sample.h"
 
-#define GS_ABI 4
+#define GS_ABI 5
 #define GS_FLOAT32 0
 #define GS_BFLOAT16 1
 // Partial sums of a weight's gradient, so that their order does not depend on the threads.

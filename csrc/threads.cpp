@@ -4,6 +4,7 @@
 
 #if defined(__linux__) || defined(__APPLE__)
 #include <dlfcn.h>
+#include <sched.h>
 #endif
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -34,7 +35,7 @@ void run_member(void* data) {
     team->body(team->context, shared.thread_num(), shared.num_threads());
 }
 
-// Looks at a barrier before a thread sleeps, some tens of microseconds: on busy cores the others need this one.
+// Looks at a barrier or a count before a thread sleeps or steps back, some tens of microseconds: on busy cores the others need this one.
 const int64_t SPINS = 2000;
 
 void sleep_through(gs_barrier* barrier, int32_t round) {
@@ -64,6 +65,17 @@ void gs_wait(gs_barrier* barrier, int32_t n_threads) {
     }
     for (int64_t looks = 0; __atomic_load_n(&barrier->round, __ATOMIC_ACQUIRE) == round; looks++) {
         if (looks >= SPINS) sleep_through(barrier, round);
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
+
+void gs_await(const int64_t* count, int64_t wanted) {
+    for (int64_t looks = 0; __atomic_load_n(count, __ATOMIC_ACQUIRE) < wanted; looks++) {
+#if defined(__linux__) || defined(__APPLE__)
+        if (looks >= SPINS) sched_yield();
+#endif
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif

@@ -18,6 +18,8 @@ struct gs_barrier {
 };
 // Return once n_threads have called this.
 extern "C" __attribute__((visibility("hidden"))) void gs_wait(gs_barrier* barrier, int32_t n_threads);
+// Return once *count is at least `wanted`; what was written before it was raised (by a release) is then seen.
+extern "C" __attribute__((visibility("hidden"))) void gs_await(const int64_t* count, int64_t wanted);
 
 namespace {
 

@@ -19,10 +19,10 @@ from gemsmith.infer.penalties import History
 from gemsmith.infer.sample import Picker, logprobs_of, top_logprobs
 from gemsmith.infer.settings import Settings
 from gemsmith.infer.text import TextWriter
-from gemsmith.kernels.decode_step import DecodeStep
 from gemsmith.kernels.large_pages import settle
 from gemsmith.model.cache import KVCache, cache_bytes
 from gemsmith.model.decoding import decode_step
+from gemsmith.model.deltas import CurrentStep
 from gemsmith.model.layout import Layout
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
@@ -129,7 +129,7 @@ class Generation:
         self._history: History | None = None
         self._cache: KVCache | None = None
         self._cache_dtype = cache_dtype or network.dtype
-        self._compiled: DecodeStep | None = None
+        self._compiled: CurrentStep | None = None
         self._n_threads = decode_threads(network)
 
     def run(self) -> list[Completion]:
@@ -225,7 +225,7 @@ class Generation:
         _check_finite(logits)
         return logits
 
-    def _step(self, cache: KVCache) -> DecodeStep | None:
+    def _step(self, cache: KVCache) -> CurrentStep | None:
         """Return the compiled step, which finds out by itself how many threads serve it best."""
         n_threads = torch.get_num_threads()
         # One of two or three cores cannot read a large model as fast as all of them.
@@ -249,10 +249,11 @@ class Generation:
         token_ids = [row.token_ids[-1] for row in self.live]
         positions, slots = [row.position - 1 for row in self.live], [row.slot for row in self.live]
         assert self._cache is not None
-        if self._compiled is not None:
+        compiled = None if self._compiled is None else self._compiled.get()
+        if compiled is not None:
             for slot, position in zip(slots, positions, strict=True):
                 self._cache.reserve(slot, position, 1)
-            return self._compiled(token_ids, positions, slots)
+            return compiled(token_ids, positions, slots)
         layout = Layout.packed([1] * len(slots), starts=positions, slots=slots, device=self._device)
         ids = torch.tensor(token_ids, device=self._device)
         with threads(self._n_threads):

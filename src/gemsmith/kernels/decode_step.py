@@ -6,13 +6,14 @@ everything stays in float32.
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gemsmith.errors import ConfigError
 from gemsmith.kernels import native
 from gemsmith.kernels.quantized_linear import SCALE_DTYPES, Packed, group_units
 from gemsmith.kernels.thread_choice import ThreadChoice
@@ -23,6 +24,16 @@ _CACHE_DTYPES = {**native.DTYPES, torch.int8: 3}
 _Stored = Tensor | Packed | None
 
 
+class _Delta(ctypes.Structure):
+    """gs_delta of csrc/decode.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("lora_a", "lora_b", "scale")),
+        ("rank", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("dtype", "scale_dtype")),
+    ]
+
+
 class _Matrix(ctypes.Structure):
     """gs_matrix of csrc/decode.h."""
 
@@ -30,11 +41,13 @@ class _Matrix(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("values", "scales", "zeros")),
         *((name, ctypes.c_int64) for name in ("d_in", "d_out", "group_units")),
         *((name, ctypes.c_int32) for name in ("bits", "scale_dtype")),
+        ("delta", ctypes.c_void_p),
     ]
 
 
 _MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 _NORMS = ("before_attention", "after_attention", "before_feed_forward", "after_feed_forward", "q_norm", "k_norm")
+_INTEGERS = ("token_ids", "positions", "slots", "adapters")
 _CACHE = ("keys", "values", "key_scales", "value_scales")
 
 
@@ -55,11 +68,25 @@ class _Call(ctypes.Structure):
     _fields_ = [
         ("layers", ctypes.c_void_p),
         ("table", _Matrix),
-        *((name, ctypes.c_void_p) for name in ("last_norm", "token_ids", "positions", "slots", "logits", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("last_norm", *_INTEGERS, "logits", "scratch")),
         *((name, ctypes.c_int64) for name in ("n_layers", "n_rows", "capacity", "n_threads")),
         *((name, ctypes.c_float) for name in ("eps", "embedding_scale", "cap")),
         *((name, ctypes.c_int32) for name in ("norm_dtype", "cache_dtype")),
     ]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The low-rank adapters of one matrix; the tensors are read where they lie.
+
+    Attributes:
+        lora_a, lora_b: Of one dtype, float32 or bfloat16; at least one adapter and rank 1.
+        scale: Float32 or bfloat16.
+    """
+
+    lora_a: Float[Tensor, "A rank d_in"]
+    lora_b: Float[Tensor, "A d_out rank"]
+    scale: Float[Tensor, " A"]
 
 
 @dataclass(frozen=True)
@@ -115,41 +142,69 @@ class DecodeStep:
         self._kept = network  # the library holds addresses of its tensors
         self._layers = (_Layer * len(network.layers))(*(_layer(layer) for layer in network.layers))
         self._vocab_size = network.table.shape[0]
-        self._integers = (ctypes.c_int64 * (3 * max_rows))()
+        self._integers = (ctypes.c_int64 * (len(_INTEGERS) * max_rows))()
         self._logits = torch.empty(max_rows, self._vocab_size)
         at, item = ctypes.addressof(self._integers), 8 * max_rows
         self._max_rows = max_rows
         self._call = _Call(
             layers=ctypes.addressof(self._layers), table=_matrix(network.table),
-            last_norm=network.last_norm.data_ptr(), token_ids=at, positions=at + item, slots=at + 2 * item,
-            logits=self._logits.data_ptr(), n_layers=len(network.layers), n_rows=max_rows, capacity=network.capacity,
-            n_threads=n_threads, eps=network.eps, embedding_scale=network.embedding_scale, cap=network.cap,
+            last_norm=network.last_norm.data_ptr(), logits=self._logits.data_ptr(), n_layers=len(network.layers),
+            capacity=network.capacity, eps=network.eps, embedding_scale=network.embedding_scale, cap=network.cap,
             norm_dtype=native.DTYPES[network.last_norm.dtype],
             cache_dtype=_CACHE_DTYPES[network.layers[0].cache["keys"].dtype],
+            **{name: at + i * item for i, name in enumerate(_INTEGERS)},
         )  # fmt: skip
+        self._n_threads, self._choice = n_threads, ThreadChoice(fewer, n_threads) if fewer is not None else None
+        self._address, self._run = ctypes.byref(self._call), native.need().gs_decode
+        self.attach([{} for _ in network.layers])
+
+    def attach(self, deltas: Sequence[Mapping[str, Delta]]) -> None:
+        """Put these deltas on the matrices, by layer and the names of Layer.matrices, and no others."""
+        self._deltas = deltas
+        found = [(getattr(self._layers[i], name), delta) for i, x in enumerate(deltas) for name, delta in x.items()]
+        self._attached = (_Delta * len(found))(*(_delta(delta) for _, delta in found))
+        for layer in self._layers:
+            for name in _MATRICES:
+                getattr(layer, name).delta = None
+        for place, (matrix, _) in enumerate(found):
+            matrix.delta = ctypes.addressof(self._attached) + place * ctypes.sizeof(_Delta)
+        self._n_adapters = min((len(delta.scale) for _, delta in found), default=None)
+        self._call.n_rows, self._call.n_threads = self._max_rows, self._n_threads
         n_bytes = ctypes.c_int64()
-        native.need().gs_decode_scratch(ctypes.byref(self._call), ctypes.addressof(n_bytes))
+        native.need().gs_decode_scratch(self._address, ctypes.addressof(n_bytes))
         self._scratch = torch.empty(n_bytes.value + 64, dtype=torch.uint8)
         self._call.scratch = (self._scratch.data_ptr() + 63) // 64 * 64
-        self._choice = ThreadChoice(fewer, n_threads) if fewer is not None else None
-        self._address, self._run = ctypes.byref(self._call), native.need().gs_decode
 
     def __call__(
-        self, token_ids: Sequence[int], positions: Sequence[int], slots: Sequence[int]
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        adapters: Sequence[int] | None = None,
     ) -> Float[Tensor, "B V"]:
         """Return the logits after each token, float32; the next call overwrites them.
 
         Args:
             slots: Of the cache, no one twice; each has all positions before its token's.
+            adapters: Which low-rank delta each token uses, -1 for none; None lets every token use number 0.
+
+        Raises:
+            ConfigError: A matrix has no delta of such a number.
         """
         n, room = len(token_ids), self._max_rows
+        chosen = [0] * n if adapters is None else list(adapters)
         assert 0 < n <= room
-        assert len(positions) == len(slots) == n
+        assert len(positions) == len(slots) == len(chosen) == n
         assert min(token_ids) >= 0
         assert max(token_ids) < self._vocab_size
         assert max(positions) < self._call.capacity
-        self._integers[:n], self._integers[room : room + n] = list(token_ids), list(positions)
-        self._integers[2 * room : 2 * room + n] = list(slots)
+        if self._n_adapters is not None and max(chosen) >= self._n_adapters:
+            raise ConfigError(
+                f"adapters must be below {self._n_adapters}, as many as every delta has; got {chosen}. "
+                "Take -1 for tokens without one."
+            )
+        for i, numbers in enumerate((token_ids, positions, slots, chosen)):
+            self._integers[i * room : i * room + n] = list(numbers)
         self._call.n_rows = n
         if self._choice is None:
             self._run(self._address)
@@ -179,6 +234,13 @@ def _matrix(matrix: _Stored) -> _Matrix:
         )  # fmt: skip
     return _Matrix(
         values=matrix.data_ptr(), d_in=matrix.shape[1], d_out=matrix.shape[0], bits=8 * matrix.element_size()
+    )
+
+
+def _delta(delta: Delta) -> _Delta:
+    a, b, scale = delta.lora_a, delta.lora_b, delta.scale
+    return _Delta(
+        a.data_ptr(), b.data_ptr(), scale.data_ptr(), a.shape[1], native.DTYPES[a.dtype], native.DTYPES[scale.dtype]
     )
 
 

@@ -18,7 +18,7 @@ from gemsmith.kernels.openmp import loaded_runtimes
 
 PATH = Path(__file__).with_name("_gemsmith.so")
 # The version of csrc/kernels.h this file was written for.
-ABI = 4
+ABI = 5
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # What GEMSMITH_ISA may say -> the sets that stand for it, the best first.
 _ISA_NAMES = {"portable": ("portable",), "avx2": ("avx2",), "avx512": ("avx512_bf16", "avx512"), "amx": ("amx",)}

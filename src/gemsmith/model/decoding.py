@@ -13,29 +13,32 @@ from gemsmith.kernels.quantized_linear import Packed
 from gemsmith.model import ops
 from gemsmith.model.attention import Attention
 from gemsmith.model.cache import KVCache
+from gemsmith.model.deltas import CurrentStep, is_changed
 from gemsmith.model.layers import Block, Embedding, FeedForward
-from gemsmith.model.linear import Linear
+from gemsmith.model.linear import Linear, LowRank
 from gemsmith.model.norm import RMSNorm
 from gemsmith.model.quantized import Matrix, QuantizedEmbedding, QuantizedLinear
 from gemsmith.model.transformer import Transformer
 
 _MATRICES = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+    "q": ("self_attn", "q_proj"), "k": ("self_attn", "k_proj"), "v": ("self_attn", "v_proj"),
+    "o": ("self_attn", "o_proj"), "gate": ("mlp", "gate_proj"), "up": ("mlp", "up_proj"), "down": ("mlp", "down_proj"),
 }  # fmt: skip
 _KNOWN = (
     Transformer, nn.ModuleList, Block, Attention, FeedForward, RMSNorm,
-    Linear, Embedding, QuantizedLinear, QuantizedEmbedding, Matrix,
+    Linear, LowRank, Embedding, QuantizedLinear, QuantizedEmbedding, Matrix,
 )  # fmt: skip
 
 # Width of a head, base and factor of its rotation.
 _Turns = tuple[int, float, float]
 
 
-def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, fewer: int | None = None) -> DecodeStep | None:
+def decode_step(
+    network: Transformer, cache: KVCache, *, n_threads: int, fewer: int | None = None
+) -> CurrentStep | None:
     """Return the compiled step over this cache; None where the modules have to run one by one.
 
-    That is so without kernels, off the CPU, with low-rank deltas, with modules, hooks or dtypes the step does not know.
+    That is so without kernels, off the CPU, with modules, hooks or dtypes the step does not know.
     """
     if not _is_suitable(network, cache):
         return None
@@ -54,7 +57,9 @@ def decode_step(network: Transformer, cache: KVCache, *, n_threads: int, fewer: 
         embedding_scale=float(ops.embedding_scale(network.config.d_model, network.dtype)),
         cap=network.config.final_softcap or 0.0,
     )
-    return DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads, fewer=fewer)
+    step = DecodeStep(description, max_rows=cache.n_slots, n_threads=n_threads, fewer=fewer)
+    current = CurrentStep(step, [_places(cast(Block, block)) for block in network.layers], dtype=network.dtype)
+    return current if current.get() is not None else None
 
 
 def _is_suitable(network: Transformer, cache: KVCache) -> bool:
@@ -71,12 +76,11 @@ def _is_suitable(network: Transformer, cache: KVCache) -> bool:
 
 def _is_known(module: nn.Module, network: Transformer) -> bool:
     """Tell whether a module does what its class does, and nothing else."""
-    is_watched = bool(module._forward_hooks or module._forward_pre_hooks)
-    if type(module) not in _KNOWN or is_watched or "forward" in vars(module):
+    if type(module) not in _KNOWN or is_changed(module):
         return False
     if isinstance(module, RMSNorm):
         return module.weight.dtype == network.dtype and module.eps == network.config.norm_eps
-    return getattr(module, "delta", None) is None
+    return True
 
 
 def _is_usual(block: nn.Module, config: ModelConfig, index: int) -> bool:
@@ -115,14 +119,20 @@ def _stored(module: nn.Module) -> Tensor | Packed:
     return cast(Tensor, module.weight).detach()
 
 
+def _places(block: Block) -> dict[str, tuple[nn.Module, str]]:
+    """Return where the linears a block has stand: the module that holds each, and its name there."""
+    has_keys = cast(Attention, block.get_submodule("self_attn")).spec.kv_source is None
+    return {
+        name: (block.get_submodule(part), key)
+        for name, (part, key) in _MATRICES.items()
+        if has_keys or name not in ("k", "v")
+    }
+
+
 def _layer(block: Block, cache: KVCache, index: int, frequencies: dict[_Turns, Tensor]) -> Layer:
     spec = cast(Attention, block.get_submodule("self_attn")).spec
     source = index if spec.kv_source is None else spec.kv_source
-    matrices = {
-        name: _stored(block.get_submodule(path))
-        for name, path in _MATRICES.items()
-        if spec.kv_source is None or name not in ("k", "v")
-    }
+    matrices = {name: _stored(holder.get_submodule(key)) for name, (holder, key) in _places(block).items()}
     (before, _, after), (before_ff, _, after_ff) = block.steps
     places = {
         "before_attention": before,

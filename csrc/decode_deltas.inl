@@ -1,0 +1,124 @@
+// Low-rank deltas of a stage's matrices. Included by decode.inl.
+//
+// A x of all of them is made in turns before the products, and nobody waits for it there: who has multiplied a piece
+// finds it made, or nearly so, and adds B's part to that piece. Sums have one order, whoever makes them.
+
+constexpr int64_t DELTA_AHEAD = 4096;  // bytes between what is read of B and what is asked for
+
+// Ask for n numbers at once. The matrices are small, and lie on small pages that the processor's own looking ahead does
+// not cross.
+template <class T>
+static inline void ask_for(const T* from, int64_t n) {
+    for (int64_t line = 0; line < n * (int64_t)sizeof(T); line += 64) __builtin_prefetch((const char*)from + line, 0, 2);
+}
+
+static inline int64_t rank_of(const gs_matrix& m) { return m.delta ? m.delta->rank : 0; }
+
+// Rows of A in a turn: some 16 KB.
+static inline int64_t turn_rows(const gs_matrix& m) {
+    return 1 + 16384 / (m.d_in * (m.delta->dtype == GS_BFLOAT16 ? 2 : 4));
+}
+static inline int64_t n_delta_turns(const gs_matrix& m) {
+    return m.delta ? (m.delta->rank + turn_rows(m) - 1) / turn_rows(m) : 0;
+}
+
+static inline int64_t adapter_of(const int64_t* adapters, int64_t row) { return adapters ? adapters[row] : 0; }
+
+// Numbers begin to end of A x for every row that has an adapter: low[row, number].
+template <class T>
+static void lower_rows(const gs_matrix& m, const Inputs& in, const int64_t* adapters, int64_t begin, int64_t end,
+                       float* low) {
+    constexpr int ROWS = W == 16 ? 4 : 2;  // as in dense_block
+    const int64_t rank = m.delta->rank;
+    for (int64_t number = begin; number < end; number++)
+        for (int64_t row = 0, size; row < in.n_rows; row += size) {
+            const int64_t adapter = adapter_of(adapters, row);
+            for (size = 1; size < ROWS && row + size < in.n_rows && adapter_of(adapters, row + size) == adapter;) size++;
+            if (size < ROWS) size = 1;
+            if (adapter < 0) continue;
+            const T* weights = (const T*)m.delta->lora_a + (adapter * rank + number) * m.d_in;
+            const float* x = in.for_rows(weights) + row * m.d_in;
+            if (number == begin) ask_for(weights, (end - begin) * m.d_in);
+            if (size == 1) dense_output<1>(weights, x, m.d_in, low + row * rank + number, rank);
+            else dense_output<ROWS>(weights, x, m.d_in, low + row * rank + number, rank);
+        }
+}
+
+static void take_delta_turn(const gs_matrix& m, Inputs& in, const int64_t* adapters, int64_t turn, float* low) {
+    const int64_t begin = turn * turn_rows(m), end = begin + turn_rows(m), rank = m.delta->rank;
+    if (m.delta->dtype == GS_BFLOAT16) {
+        order(in, m.d_in);
+        lower_rows<bf16>(m, in, adapters, begin, end < rank ? end : rank, low);
+    } else lower_rows<float>(m, in, adapters, begin, end < rank ? end : rank, low);
+}
+
+// Outputs of some blocks of all rows.
+struct Blocks {
+    int64_t n_rows, first, last;
+};
+
+// The sums of the lanes of W vectors, in one: that of x[summed_in(lane)] in each lane, all in the same order.
+static inline int64_t summed_in(int64_t lane) { return W == 16 ? lane / 4 + lane % 4 * 4 : lane; }
+static inline vf hsums(const vf* x) {
+#if defined(__AVX512F__)
+    vf pairs[8], fours[4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) pairs[i] = _mm512_unpacklo_ps(x[i], x[i + 8]) + _mm512_unpackhi_ps(x[i], x[i + 8]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; i++)
+        fours[i] = _mm512_unpacklo_ps(pairs[i], pairs[i + 4]) + _mm512_unpackhi_ps(pairs[i], pairs[i + 4]);
+    vf a = _mm512_shuffle_f32x4(fours[0], fours[1], 0x88) + _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd);
+    vf b = _mm512_shuffle_f32x4(fours[2], fours[3], 0x88) + _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd);
+    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+#elif defined(__AVX2__)
+    vf a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    vf b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+#else
+    return x[0];
+#endif
+}
+
+// Add scale * B low of the row's adapter to one row's outputs begin to end.
+template <class T>
+static void raise_row(const gs_matrix& m, int64_t adapter, const float* low, int64_t begin, int64_t end, float* y) {
+    const gs_delta& delta = *m.delta;
+    const int64_t rank = delta.rank;
+    const float scale = delta.scale_dtype == GS_BFLOAT16 ? first_lane(load((const bf16*)delta.scale + adapter, 1))
+                                                         : ((const float*)delta.scale)[adapter];
+    const T* weights = (const T*)delta.lora_b + (adapter * m.d_out + begin) * rank;
+    for (int64_t n; begin < end; begin += n, weights += n * rank) {
+        n = end - begin < W ? end - begin : W;
+        ask_for(weights + DELTA_AHEAD / sizeof(T), W * rank);
+        vf sums[W];
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < W; j++) sums[j] = vzero();
+        auto all = [&](int64_t i, int64_t size) {
+            vf x = load(low + i, size);
+#pragma GCC unroll 16
+            for (int64_t j = 0; j < W; j++)
+                sums[summed_in(j)] = vfma(load(weights + j * rank + i, size), x, sums[summed_in(j)]);
+        };
+        auto some = [&](int64_t i, int64_t size) {
+            for (int64_t j = 0; j < n; j++)
+                sums[summed_in(j)] = vfma(load(weights + j * rank + i, size), load(low + i, size), sums[summed_in(j)]);
+        };
+        if (n == W) over(rank, [&](int64_t i) { all(i, W); }, all);
+        else over(rank, [&](int64_t i) { some(i, W); }, some);
+        store(y + begin, vfma(vset(scale), hsums(sums), load(y + begin, n)), n);
+    }
+}
+
+// In runs of outputs, so that rows of one adapter find their part of B in the first cache.
+static void add_delta(const gs_matrix& m, const int64_t* adapters, const float* low, const Blocks& blocks, float* y) {
+    constexpr int64_t RUN = 4;
+    for (int64_t block = blocks.first; block < blocks.last; block += RUN)
+        for (int64_t row = 0; row < blocks.n_rows; row++) {
+            const int64_t adapter = adapter_of(adapters, row), begin = block * GS_QUANT_BLOCK;
+            const int64_t end = last_output(m, block + RUN < blocks.last ? block + RUN : blocks.last);
+            const float* from = low + row * m.delta->rank;
+            if (adapter < 0) continue;
+            if (m.delta->dtype == GS_BFLOAT16) raise_row<bf16>(m, adapter, from, begin, end, y + row * m.d_out);
+            else raise_row<float>(m, adapter, from, begin, end, y + row * m.d_out);
+        }
+}
