@@ -15,6 +15,9 @@ struct Case {
     bool has_qk_norm;
     bool is_shared;  // keys and values are those of another layer: read, not written
     bool is_packed;  // some matrices are in 4 bits
+    int64_t rank;    // of the deltas of some matrices, of others one more; 0 is none
+    int32_t delta_dtype;
+    const int64_t* adapters;  // of each place
 };
 
 // One new token of a document, or what its slot says.
@@ -23,24 +26,49 @@ struct Place {
 };
 constexpr Place PLACES[] = {{20, 300, 4}, {0, 0, 1}, {7, 5, 5}, {20, 150, 0}, {13, 299, 2}};
 constexpr int64_t N_ROWS = 5, N_SLOTS = 6;  // a tile of 4 and one more
+constexpr int64_t MIXED[N_ROWS] = {0, -1, 1, 1, 0}, ALIKE[N_ROWS] = {1, 1, 1, 1, -1};
 
 constexpr float SCALE = 0.3f, EPS = 1e-6f, EMBEDDING_SCALE = 3.0f, CAP = 4.0f;
 
 typedef std::vector<double> Row;
 
+// Low-rank adapters of a matrix; none at rank 0.
+class Deltas {
+  public:
+    Deltas(int64_t d_in, int64_t d_out, int64_t rank, int32_t dtype, uint32_t seed)
+        : d_in_(d_in), d_out_(d_out), lora_a_(2 * rank * d_in, dtype, 0.3f, seed), lora_b_(2 * d_out * rank, dtype, 0.5f, seed + 1),
+          scale_(2, dtype, 2.0f, seed + 2), delta_{lora_a_.data(), lora_b_.data(), scale_.data(), rank, dtype, dtype} {}
+    const gs_delta* delta() const { return delta_.rank ? &delta_ : nullptr; }
+    void add(const Row& x, int64_t adapter, Row& y) {
+        for (int64_t number = 0; adapter >= 0 && number < delta_.rank; number++) {
+            int64_t row = adapter * delta_.rank + number;
+            double low = 0;
+            for (int64_t i = 0; i < d_in_; i++) low += lora_a_[row * d_in_ + i] * x[i];
+            for (int64_t output = 0; output < d_out_; output++)
+                y[output] += scale_[adapter] * lora_b_[(adapter * d_out_ + output) * delta_.rank + number] * low;
+        }
+    }
+
+  private:
+    int64_t d_in_, d_out_;
+    Numbers lora_a_, lora_b_, scale_;
+    gs_delta delta_;
+};
+
 // A matrix of 32, 16 or 4 bits.
 class Matrix {
   public:
-    Matrix(int64_t d_in, int64_t d_out, int32_t bits, float size, uint32_t seed)
+    Matrix(int64_t d_in, int64_t d_out, int32_t bits, float size, uint32_t seed, int64_t rank = 0, int32_t dtype = GS_FLOAT32)
         : d_in_(d_in), d_out_(d_out), bits_(bits), rows_(bits == 4 ? 0 : d_out * d_in, bits == 16 ? GS_BFLOAT16 : GS_FLOAT32, size, seed),
           stored_(bits == 4 ? d_out * d_in / 2 : 0), packed_(bits == 4 ? n_blocks() * n_units() * 64 * 4 : 0),
-          scales_(bits == 4 ? n_blocks() * n_units() * GS_QUANT_BLOCK : 0, GS_FLOAT32, size / 8.0f, seed) {
+          scales_(bits == 4 ? n_blocks() * n_units() * GS_QUANT_BLOCK : 0, GS_FLOAT32, size / 8.0f, seed),
+          deltas_(d_in, d_out, rank, dtype, seed + 900) {
         for (size_t i = 0; i < stored_.size(); i++) stored_[i] = (uint8_t)((i * 2654435761u + seed * 40503u) >> 11);
         if (bits == 4) gs_pack_quantized(stored_.data(), packed_.data(), d_in, d_out, bits);
     }
     gs_matrix matrix() {
-        if (bits_ == 4) return {packed_.data(), scales_.data(), nullptr, d_in_, d_out_, 1, bits_, GS_FLOAT32};
-        return {rows_.data(), nullptr, nullptr, d_in_, d_out_, 0, bits_, 0};
+        if (bits_ == 4) return {packed_.data(), scales_.data(), nullptr, d_in_, d_out_, 1, bits_, GS_FLOAT32, deltas_.delta()};
+        return {rows_.data(), nullptr, nullptr, d_in_, d_out_, 0, bits_, 0, deltas_.delta()};
     }
     double at(int64_t output, int64_t i) {
         if (bits_ != 4) return rows_[output * d_in_ + i];
@@ -48,9 +76,10 @@ class Matrix {
         int64_t group = output / GS_QUANT_BLOCK * n_units() + i / GS_QUANT_UNIT;
         return (value - 8) * scales_[group * GS_QUANT_BLOCK + output % GS_QUANT_BLOCK];
     }
-    Row times(Row x) {
-        if (bits_ == 4) round_inputs(x);
+    Row times(Row x, int64_t adapter = -1) {
         Row y(d_out_, 0.0);
+        deltas_.add(x, adapter, y);
+        if (bits_ == 4) round_inputs(x);
         for (int64_t output = 0; output < d_out_; output++)
             for (int64_t i = 0; i < d_in_; i++) y[output] += at(output, i) * x[i];
         return y;
@@ -73,6 +102,7 @@ class Matrix {
     Numbers rows_;
     Guarded<uint8_t> stored_, packed_;
     Numbers scales_;
+    Deltas deltas_;
 };
 
 // A layer's weights and cache; window 0 is the global one.
@@ -85,10 +115,11 @@ struct Weights {
 
     Weights(const Case& c, int64_t window, uint32_t seed)
         : window(window), n_places(window ? c.n_ring_places : c.n_places),
-          q(c.d_model, c.n_heads * c.head_dim, 16, 0.3f, seed), k(c.d_model, c.n_kv_heads * c.head_dim, 32, 0.3f, seed + 1),
-          v(c.d_model, c.n_kv_heads * c.head_dim, few(c), 0.3f, seed + 2), o(c.n_heads * c.head_dim, c.d_model, 32, 0.3f, seed + 3),
-          gate(c.d_model, c.d_ff, 16, 0.3f, seed + 4), up(c.d_model, c.d_ff, few(c), 0.3f, seed + 5),
-          down(c.d_ff, c.d_model, 16, 0.3f, seed + 6), norm_in(c.d_model, c.norm_dtype, 0.5f, seed + 7),
+          q(c.d_model, c.n_heads * c.head_dim, 16, 0.3f, seed, c.rank, c.delta_dtype), k(c.d_model, c.n_kv_heads * c.head_dim, 32, 0.3f, seed + 1),
+          v(c.d_model, c.n_kv_heads * c.head_dim, few(c), 0.3f, seed + 2, more(c), c.delta_dtype),
+          o(c.n_heads * c.head_dim, c.d_model, 32, 0.3f, seed + 3, c.rank, c.delta_dtype),
+          gate(c.d_model, c.d_ff, 16, 0.3f, seed + 4, c.rank, c.delta_dtype), up(c.d_model, c.d_ff, few(c), 0.3f, seed + 5, more(c), c.delta_dtype),
+          down(c.d_ff, c.d_model, 16, 0.3f, seed + 6, c.rank, c.delta_dtype), norm_in(c.d_model, c.norm_dtype, 0.5f, seed + 7),
           norm_out(c.d_model, c.norm_dtype, 0.5f, seed + 8), norm_ff_in(c.d_model, c.norm_dtype, 0.5f, seed + 9),
           norm_ff_out(c.d_model, c.norm_dtype, 0.5f, seed + 10), q_norm(c.head_dim, c.norm_dtype, 0.5f, seed + 11),
           k_norm(c.head_dim, c.norm_dtype, 0.5f, seed + 12), keys(n_numbers(c), kept_dtype(c), 1.0f, seed + 13),
@@ -102,6 +133,7 @@ struct Weights {
         for (size_t i = 0; i < frequencies.size(); i++) frequencies[i] = (window ? 1.0f : 0.25f) / (float)(i + 1);
     }
     static int32_t few(const Case& c) { return c.is_packed ? 4 : 32; }
+    static int64_t more(const Case& c) { return c.rank ? c.rank + 1 : 0; }
     static int32_t kept_dtype(const Case& c) { return c.cache_dtype == GS_BFLOAT16 ? GS_BFLOAT16 : GS_FLOAT32; }
     int64_t n_stored(const Case& c) const { return N_SLOTS * c.n_kv_heads * n_places * c.head_dim; }
     int64_t n_bytes(const Case& c) const { return c.cache_dtype == GS_INT8 ? n_stored(c) : 0; }
@@ -161,8 +193,8 @@ Row head_of(const Row& x, int64_t head, const Case& c, Weights& w, int64_t posit
     return turned;
 }
 
-Row plain_attention(const Case& c, Weights& w, const Row& x, const Place& place) {
-    Row q = w.q.times(x), k = w.k.times(x), v = w.v.times(x), read(c.n_heads * c.head_dim, 0.0);
+Row plain_attention(const Case& c, Weights& w, const Row& x, const Place& place, int64_t adapter) {
+    Row q = w.q.times(x, adapter), k = w.k.times(x), v = w.v.times(x, adapter), read(c.n_heads * c.head_dim, 0.0);
     int64_t seen = w.window && place.position >= w.window ? place.position - w.window + 1 : 0;
     for (int64_t head = 0; head < c.n_heads; head++) {
         int64_t kv = head / (c.n_heads / c.n_kv_heads);
@@ -184,18 +216,18 @@ Row plain_attention(const Case& c, Weights& w, const Row& x, const Place& place)
         }
         for (int64_t i = 0; i < c.head_dim; i++) read[head * c.head_dim + i] = collected[i] / sum;
     }
-    return w.o.times(read);
+    return w.o.times(read, adapter);
 }
 
-void plain_layer(const Case& c, Weights& w, Row& x, const Place& place) {
-    Row y = norm(plain_attention(c, w, norm(x, w.norm_in), place), w.norm_out);
+void plain_layer(const Case& c, Weights& w, Row& x, const Place& place, int64_t adapter) {
+    Row y = norm(plain_attention(c, w, norm(x, w.norm_in), place, adapter), w.norm_out);
     for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
-    Row in = norm(x, w.norm_ff_in), gate = w.gate.times(in), up = w.up.times(in);
+    Row in = norm(x, w.norm_ff_in), gate = w.gate.times(in, adapter), up = w.up.times(in, adapter);
     for (int64_t i = 0; i < c.d_ff; i++) {
         double g = gate[i];
         gate[i] = 0.5 * g * (1.0 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))) * up[i];
     }
-    y = w.down.times(gate);
+    y = w.down.times(gate, adapter);
     if (w.window) y = norm(y, w.norm_ff_out);
     for (size_t i = 0; i < x.size(); i++) x[i] += y[i];
 }
@@ -206,8 +238,9 @@ std::vector<Row> plain_logits(const Case& c, Weights& first, Weights& second, Ma
     for (const Place& place : PLACES) {
         Row x(c.d_model);
         for (int64_t i = 0; i < c.d_model; i++) x[i] = table.at(place.token, i) * EMBEDDING_SCALE;
-        plain_layer(c, first, x, place);
-        plain_layer(c, second, x, place);
+        const int64_t adapter = c.adapters ? c.adapters[&place - PLACES] : 0;
+        plain_layer(c, first, x, place, adapter);
+        plain_layer(c, second, x, place, adapter);
         wanted.push_back(table.times(norm(x, last)));
         for (double& logit : wanted.back()) logit = CAP * tanh(logit / CAP);
     }
@@ -232,7 +265,8 @@ void check(const Case& c, int64_t n_threads) {
     Numbers last(c.d_model, c.norm_dtype, 0.5f, 71);
     const std::vector<Row> wanted = plain_logits(c, first, second, table, last);
     gs_decode_layer layers[2] = {layer_of(c, first), layer_of(c, second)};
-    Guarded<int64_t> tokens(N_ROWS), positions(N_ROWS), slots(N_ROWS);
+    Guarded<int64_t> tokens(N_ROWS), positions(N_ROWS), slots(N_ROWS), adapters(N_ROWS);
+    for (int64_t row = 0; c.adapters && row < N_ROWS; row++) adapters[row] = c.adapters[row];
     for (int64_t row = 0; row < N_ROWS; row++)
         tokens[row] = PLACES[row].token, positions[row] = PLACES[row].position, slots[row] = PLACES[row].slot;
     Guarded<float> logits(N_ROWS * c.vocab_size);
@@ -243,6 +277,7 @@ void check(const Case& c, int64_t n_threads) {
     call.token_ids = tokens.data();
     call.positions = positions.data();
     call.slots = slots.data();
+    call.adapters = c.adapters ? adapters.data() : nullptr;
     call.logits = logits.data();
     call.n_layers = 2;
     call.n_rows = N_ROWS;
@@ -273,6 +308,14 @@ void test_decode() {
             }
         // Enough outputs for several pieces, some of which go across the borders of q, k and v.
         check({128, 3, 1, 70, 330, 1003, 301, 9, 6, 5.0f, f32, bf16, true, false, false}, n_threads);
+        // Deltas below and above a register's width, and in several turns.
+        for (int32_t dtype : {f32, bf16})
+            for (const int64_t* adapters : {MIXED, ALIKE, (const int64_t*)nullptr}) {
+                check({24, 4, 2, 12, 40, 21, 320, 9, 6, 5.0f, f32, f32, false, false, false, 1, dtype, adapters}, n_threads);
+                check({24, 4, 2, 12, 40, 21, 320, 9, 6, 5.0f, f32, f32, false, true, false, 16, dtype, adapters}, n_threads);
+                check({40, 4, 2, 20, 70, 21, 301, 12, 6, 5.0f, f32, bf16, false, false, true, 33, dtype, adapters}, n_threads);
+            }
+        check({1128, 3, 1, 70, 330, 21, 301, 9, 6, 5.0f, f32, bf16, true, false, false, 19, f32, MIXED}, n_threads);
     }
 }
 
