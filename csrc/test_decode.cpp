@@ -2,6 +2,7 @@
 #include <initializer_list>
 
 #include "test_support.h"
+#include "threads.h"
 
 namespace {
 
@@ -319,6 +320,23 @@ void test_decode() {
     }
 }
 
-const Test TESTS[] = {{"decode", test_decode}};
+void test_await() {
+    struct Context {
+        int64_t count;
+        double made;
+    } context = {0, 0.0};
+    gs_run_team(2, [](void* data, int32_t thread, int32_t n_threads) {
+        Context* c = (Context*)data;
+        if (thread == 0) {
+            usleep(20000);
+            c->made = 7.0;
+            __atomic_fetch_add(&c->count, 3, __ATOMIC_RELEASE);
+        }
+        gs_await(&c->count, 3);
+        expect("await", n_threads == 2 ? c->made : 7.0, 7.0, GS_FLOAT32);
+    }, &context);
+}
+
+const Test TESTS[] = {{"decode", test_decode}, {"await", test_await}};
 
 }  // namespace

@@ -15,6 +15,8 @@ from gemsmith.infer.noise import completion_streams
 from gemsmith.infer.penalties import History
 from gemsmith.infer.sample import Sampling, pick
 from gemsmith.kernels import native
+from gemsmith.model import ops
+from gemsmith.model.linear import Linear, LowRank
 from gemsmith.tokenizer import Tokenizer
 from tiny import FAMILIES, tiny_network
 
@@ -120,8 +122,11 @@ def test_the_cache_has_room_for_the_request_and_no_more(lm: LM, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels here; make kernels builds them")
-def test_a_token_is_two_calls_of_the_library(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_deltas", [False, True])
+def test_a_token_is_two_calls_of_the_library(lm: LM, monkeypatch: pytest.MonkeyPatch, has_deltas: bool) -> None:
     library, called = native.need(), []
+    if has_deltas:
+        attach_deltas(lm, seed=1)
 
     class Counting:
         def __getattr__(self, name: str) -> Callable[..., object]:
@@ -134,6 +139,45 @@ def test_a_token_is_two_calls_of_the_library(lm: LM, monkeypatch: pytest.MonkeyP
     assert sum(1 for _ in stream) > 5
     assert len(called) > 10
     assert called == ["gs_decode", "gs_pick"] * (len(called) // 2)
+
+
+def attach_deltas(lm: LM, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def attach(_: str, linear: Linear) -> Linear:
+        a, b = (torch.randn(shape, generator=generator) * 0.2 for shape in ((1, 3, linear.d_in), (1, linear.d_out, 3)))
+        linear.delta = LowRank(a, b, torch.ones(1))
+        return linear
+
+    lm.network.replace_linears(attach)
+
+
+def detach_deltas(lm: LM) -> None:
+    def detach(_: str, linear: Linear) -> Linear:
+        linear.delta = None
+        return linear
+
+    lm.network.replace_linears(detach)
+
+
+def test_deltas_that_come_change_and_go_while_text_is_written_are_heeded(lm: LM) -> None:
+    def text(limit: int) -> list[str]:
+        detach_deltas(lm)
+        stream, pieces = iter(open_ended(lm).stream("the fox", max_new_tokens=24, temperature=0.0)), []
+        for index, piece in enumerate(stream):
+            pieces.append(piece)
+            if index in (4, 10) and index < limit:
+                attach_deltas(lm, seed=index)
+            if index == 16:
+                detach_deltas(lm)
+        return pieces
+
+    found, with_one, without = text(24), text(10), text(0)
+    with ops.plain_only():
+        assert text(24) == found
+    assert found[:5] == with_one[:5] == without[:5]
+    assert found[:11] == with_one[:11]
+    assert len({"".join(found), "".join(with_one), "".join(without)}) == 3
 
 
 @pytest.mark.parametrize(

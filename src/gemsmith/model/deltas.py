@@ -21,10 +21,14 @@ class CurrentStep:
 
     def __init__(self, step: DecodeStep, places: Places, *, dtype: torch.dtype) -> None:
         self._step, self._dtype = step, dtype
-        self._places = [{name: (holder._modules, key) for name, (holder, key) in layer.items()} for layer in places]
-        self._flat = [place for layer in self._places for place in layer.values()]
+        self._n_layers = len(places)
+        self._places = [
+            (index, name, holder._modules, key)
+            for index, layer in enumerate(places)
+            for name, (holder, key) in layer.items()
+        ]
         self._linears = self._now()
-        self._seen: tuple[list[object], ...] | None = None
+        self._seen: tuple[Sequence[object], ...] | None = None
         self._is_suitable = False
 
     def get(self) -> DecodeStep | None:
@@ -35,7 +39,7 @@ class CurrentStep:
             self._is_suitable = self._attach()
         return self._step if self._is_suitable else None
 
-    def _look(self) -> tuple[list[object], ...]:
+    def _look(self) -> tuple[Sequence[object], ...]:
         """Return what differs where a linear or its delta is another, or the delta's numbers lie elsewhere.
 
         Nothing else comes to lie at the address of a tensor while the step has it. This is done for every token.
@@ -43,28 +47,25 @@ class CurrentStep:
         linears = self._now()
         deltas = [None if x is None else x._modules.get("delta") or vars(x).get("delta") for x in linears]
         known = [x for x in deltas if type(x) is LowRank]
-        tensors = [x for delta in known for held in (delta._parameters, delta._buffers) for x in held.values()]
+        held = [x for delta in known for part in (delta._parameters, delta._buffers) for x in part.values()]
+        tensors = [x for x in held if x is not None]
         return linears, deltas, [x.data_ptr() for x in tensors], [x.numel() for x in tensors]
 
     def _now(self) -> list[nn.Module | None]:
-        return [parts.get(key) for parts, key in self._flat]
+        return [parts.get(key) for _, _, parts, key in self._places]
 
     def _attach(self) -> bool:
         """Tell the step which deltas there are; False where it cannot take them, or a linear is another one."""
-        now = self._now()
-        if any(x is not known for x, known in zip(now, self._linears, strict=True)):
-            return False
-        linears = iter(now)
-        found: list[dict[str, Delta]] = [{} for _ in self._places]
-        for layer, deltas in zip(self._places, found, strict=True):
-            for name in layer:
-                linear = next(linears)
-                assert isinstance(linear, Linear)
-                if linear.delta is not None:
-                    delta = _as_stored(linear, self._dtype)
-                    if delta is None:
-                        return False
-                    deltas[name] = delta
+        found: list[dict[str, Delta]] = [{} for _ in range(self._n_layers)]
+        for (index, name, parts, key), known in zip(self._places, self._linears, strict=True):
+            linear = parts.get(key)
+            if linear is not known or not isinstance(linear, Linear):
+                return False
+            if linear.delta is not None:
+                delta = _as_stored(linear, self._dtype)
+                if delta is None:
+                    return False
+                found[index][name] = delta
         self._step.attach(found)
         return True
 
