@@ -28,7 +28,7 @@ test:
 test-slow:
 	$(PYTHON) -m pytest -n 2 -m "slow or (not data and not gpu and not peers)"
 
-# Needs llama-cpp-python, transformers and gguf in the same environment.
+# Needs llama-cpp-python, transformers and gguf in the same environment; GEMSMITH_PEER_VLLM names the Python of one with vLLM.
 test-peers:
 	$(PYTHON) -m pytest -m peers
 

@@ -22,8 +22,8 @@ class SchemeFlags:
     Attributes:
         scheme: Of the linears: int8, int4 (32 inputs share a scale), or with a group and -asym, as in int4-g64-asym;
             int4 when left out.
-        embedding: Of the embedding and output head, int8 when left out; bf16 leaves it as it is, which vLLM wants.
-            transformers reads no int4 here.
+        embedding: Of the embedding and output head, int8 when left out; bf16 leaves it as it is. vLLM reads no Gemma
+            whose embedding is in few bits, transformers none where it is int4.
         size: Most bytes the weights may take, such as 24MB, in place of both: each tensor gets the bits that lose
             least.
     """
@@ -67,7 +67,7 @@ def quantize(
     plot: Path | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a model in 4 or 8 bits, in the layout vLLM and transformers load. The new folder's path goes to stdout.
+    """Write a model in 4 or 8 bits, in the layout of compressed-tensors. The new folder's path goes to stdout.
 
     Args:
         model: The box ("pebble"), a folder, or a pulled name.
