@@ -147,7 +147,7 @@ def units(compiler: list[str]) -> dict[str, tuple[str, ...]]:
     probe = [*compiler, "-x", "c++", "-fsyntax-only", os.devnull]
     known = {name: flags for name, flags in X86_UNITS.items() if is_x86 and not run([*probe, *flags])}
     mentioned = tuple(f"-DGS_HAS_{name.removeprefix('isa_').upper()}" for name in known)
-    return {"threads": (), "dispatch": mentioned, "isa_portable": (), **known}
+    return {"threads": (), "early": (), "dispatch": mentioned, "isa_portable": (), **known}
 
 
 def link_flags() -> tuple[str, ...]:

@@ -177,3 +177,13 @@ def start(contestant: Contestant, folder: Path, *, environment: Mapping[str, str
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=words)
     return Running(contestant.name, process, begun)
+
+
+def first_token_of_command(model: Path) -> float:
+    """Return the seconds from starting `gemsmith generate` to its first token, by its own account."""
+    words = [sys.executable, "-W", "ignore", "-m", "gemsmith", "generate", "--model", str(model), "--json"]
+    # An installed package has its bytecode; a source tree gets it in the first run.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [*words, "--max-new-tokens", "1", "Once upon a time"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(said.stdout)["first_token_since_start_s"]

@@ -99,3 +99,15 @@ GS_EXPORT int32_t gs_select(const char* isa);
 // that is visible to the whole process; failing that, run on one thread. Returns 1 where threads are shared.
 GS_EXPORT int32_t gs_share_openmp(const char* path);
 GS_EXPORT int32_t gs_max_threads(void);
+// Rows to bring into their packed form: those of a matrix of 4 or 8 bits, or what its groups have, 16 or 32 bits each.
+struct gs_early_job {
+    const uint8_t* plain;
+    uint8_t* packed;
+    int64_t width, n_rows;  // values or groups of a row
+    int32_t bits, state;    // 0: nobody's yet, 1: somebody's, 2: done
+};
+// Do a job unless it is somebody's already. Returns the state it was found in.
+GS_EXPORT int32_t gs_do_early(gs_early_job* job);
+// Do those jobs that are nobody's, one after the other on the calling thread alone, until *is_over is not 0, and give
+// back the mapped pages they were read from. It may run beside gs_share_openmp.
+GS_EXPORT void gs_pack_early(gs_early_job* jobs, int64_t n_jobs, const int32_t* is_over);

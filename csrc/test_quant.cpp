@@ -179,7 +179,40 @@ void test_quantized_feed_forward() {
                 for (int32_t dtype : {GS_FLOAT32, GS_BFLOAT16}) check_feed_forward(n_rows, d_ff, bits, dtype);
 }
 
-const Test TESTS[] = {{"quantized_linear", test_quantized_linear},
+// Rows packed ahead, in two jobs, against the same at once; a job that is somebody's is left to him.
+void check_early(int64_t width, int64_t n_rows, int32_t bits) {
+    const int64_t row_bytes = (width * bits + 7) / 8, half = n_rows / 2 / 16 * 16;
+    const int64_t packed_width = bits > 8 ? width : (width + 31) / 32 * 32, n = (n_rows + 15) / 16 * 16 * packed_width * bits / 8;
+    Guarded<uint8_t> plain(n_rows * row_bytes), wanted(n), found(n), untouched(n);
+    for (size_t i = 0; i < plain.size(); i++) plain[i] = (uint8_t)random_byte();
+    if (bits > 8) gs_pack_groups(plain.data(), wanted.data(), width, n_rows, bits / 8);
+    else gs_pack_quantized(plain.data(), wanted.data(), width, n_rows, bits);
+    memset(untouched.data(), 0x5a, n);
+    gs_early_job jobs[] = {{plain.data(), untouched.data(), width, n_rows, bits, 1},
+                           {plain.data(), found.data(), width, half, bits, 0},
+                           {plain.data() + half * row_bytes, found.data() + half * packed_width * bits / 8, width,
+                            n_rows - half, bits, 0}};
+    int32_t is_over = 1;
+    gs_pack_early(jobs, 3, &is_over);
+    if (jobs[1].state != 0) expect("pack_early when it is over", jobs[1].state, 0, 0);
+    is_over = 0;
+    gs_pack_early(jobs, 3, &is_over);
+    for (int64_t i = 0; i < n; i++) {
+        if (found[i] != wanted[i]) expect("pack_early", found[i], wanted[i], 0);
+        if (untouched[i] != 0x5a) expect("pack_early of somebody's", untouched[i], 0x5a, 0);
+    }
+    if (jobs[0].state != 1 || jobs[1].state != 2 || jobs[2].state != 2) expect("states", 0, 1, 0);
+    if (gs_do_early(&jobs[0]) != 1 || gs_do_early(&jobs[1]) != 2) expect("do_early again", 0, 1, 0);
+}
+
+void test_pack_early() {
+    for (int32_t bits : {4, 8, 16, 32})
+        for (int64_t width : {2, 40, 96})
+            for (int64_t n_rows : {1, 35, 400}) check_early(width, n_rows, bits);
+}
+
+const Test TESTS[] = {{"pack_early", test_pack_early},
+                      {"quantized_linear", test_quantized_linear},
                       {"quantized_linear_by_emulated_tiles", test_quantized_linear_by_tiles},
                       {"quantized_feed_forward", test_quantized_feed_forward}};
 

@@ -24,6 +24,7 @@ struct OpenMP {
 };
 
 OpenMP shared = {};
+thread_local bool is_alone = false;  // this thread shares nothing
 
 struct Team {
     void (*body)(void*, int32_t, int32_t);
@@ -101,7 +102,12 @@ int32_t gs_share_openmp(const char* path) {
     return 0;
 }
 
-int32_t gs_max_threads(void) { return shared.parallel && !shared.in_parallel() ? shared.max_threads() : 1; }
+void gs_be_alone(bool is_so) { is_alone = is_so; }
+
+int32_t gs_max_threads(void) {
+    if (is_alone) return 1;
+    return shared.parallel && !shared.in_parallel() ? shared.max_threads() : 1;
+}
 
 void gs_run_team(int32_t n_threads, void (*body)(void*, int32_t, int32_t), void* context) {
     if (n_threads <= 1 || !shared.parallel) {

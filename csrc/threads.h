@@ -11,6 +11,8 @@
 extern "C" __attribute__((visibility("hidden"))) void gs_run_team(
     int32_t n_threads, void (*body)(void* context, int32_t thread, int32_t n_threads), void* context);
 extern "C" int32_t gs_max_threads(void);
+// Let the calling thread share nothing out, not even look for whom it could share with.
+extern "C" __attribute__((visibility("hidden"))) void gs_be_alone(bool is_so);
 
 // Where the threads of a team meet; all zero at first.
 struct gs_barrier {

@@ -61,7 +61,7 @@ class Tokenizer:
         self._plain = _processor(vocabulary.with_pieces(hidden).to_bytes())
         self._surfaces = {i: bytes((int(p.text[3:5], 16),)) for i, p in specials.items() if p.kind == BYTE}
         self.control_ids = frozenset(controls)
-        self.vocab_size = len(vocabulary.messages)
+        self.vocab_size = len(vocabulary.records)
         self.bos_id, self.eos_id = self._plain.bos_id(), self._plain.eos_id()
         self.pad_id, self.unk_id = self._plain.pad_id(), self._plain.unk_id()
         if min(self.bos_id, self.eos_id, self.pad_id, self.unk_id) < 0:
@@ -245,10 +245,10 @@ def _reconcile(vocabulary: Vocabulary, listed: TokenizerJson, folder: Path) -> V
 
     A `tokenizer.json` may give spare pieces a name (FunctionGemma does) and add pieces at the end.
     """
-    n_pieces = len(vocabulary.messages)
+    n_pieces = len(vocabulary.records)
     renamed = {}
-    for token_id, (message, text) in enumerate(zip(vocabulary.messages, listed.texts, strict=False)):
-        if spells(message, text):
+    for token_id, (record, text) in enumerate(zip(vocabulary.records, listed.texts, strict=False)):
+        if spells(record, text):
             continue
         if not _SPARE.fullmatch(vocabulary.piece(token_id).text):
             raise _disagreement(folder, token_id, vocabulary.piece(token_id).text, text)

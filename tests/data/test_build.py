@@ -262,7 +262,7 @@ def without(*texts: str) -> Tokenizer:
 def respelled(*texts: str) -> Vocabulary:
     """Return the small vocabulary with some pieces spelled otherwise."""
     vocabulary = Vocabulary.from_bytes((Path(__file__).parents[1] / "golden/small.model").read_bytes())
-    ids = [i for i in range(len(vocabulary.messages)) if vocabulary.piece(i).text in texts]
+    ids = [i for i in range(len(vocabulary.records)) if vocabulary.piece(i).text in texts]
     return vocabulary.with_pieces({i: Piece(f"other{i}", -1e4, NORMAL) for i in ids})
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemsmith.errors import KernelError
-from gemsmith.kernels import native
+from gemsmith.kernels import compiled, native
 
 needs_library = pytest.mark.skipif(not native.is_loaded(), reason="no compiled kernels here; make kernels builds them")
 
@@ -58,8 +58,8 @@ def test_file_that_is_no_library_is_not_used(missing: None, monkeypatch: pytest.
 @needs_library
 def test_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     version = native.need().gs_abi()
-    monkeypatch.setattr(native, "ABI", -1)
-    assert native._load(native.PATH) == (None, f"_gemsmith.so has version {version}, not -1 (run make kernels)")
+    monkeypatch.setattr(compiled, "ABI", -1)
+    assert compiled.load(compiled.PATH) == (None, f"_gemsmith.so has version {version}, not -1 (run make kernels)")
 
 
 @needs_library

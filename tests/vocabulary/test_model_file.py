@@ -16,7 +16,7 @@ def proto_of(data: bytes) -> sentencepiece_model_pb2.ModelProto:
 
 def test_every_piece_is_read_as_protobuf_reads_it() -> None:
     vocabulary = Vocabulary.from_bytes(RAW)
-    ours = [vocabulary.piece(i) for i in range(len(vocabulary.messages))]
+    ours = [vocabulary.piece(i) for i in range(len(vocabulary.records))]
     assert ours == [Piece(piece.piece, piece.score, piece.type) for piece in proto_of(RAW).pieces]
     special = {i: piece for i, piece in enumerate(ours) if piece.kind != NORMAL}
     assert vocabulary.specials() == special

@@ -40,16 +40,19 @@ class PlaceFlags:
 
     def load(self, model: str) -> "LM":
         """Load a model: the box, a folder, or a pulled name."""
-        from gemsmith.infer.load import load
+        from gemsmith.weights.ahead import opening
 
-        return load(
-            model,
-            device=self.device,
-            dtype=self.dtype,
-            allow_config_keys=self.allow_config_key,
-            cache_dtype=self.cache,
-            bits=self.bits,
-        )
+        with opening(model, device=self.device):
+            from gemsmith.infer.load import load
+
+            return load(
+                model,
+                device=self.device,
+                dtype=self.dtype,
+                allow_config_keys=self.allow_config_key,
+                cache_dtype=self.cache,
+                bits=self.bits,
+            )
 
 
 @Parameter(name="*")

@@ -8,49 +8,19 @@ import ctypes
 import logging
 import os
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gemsmith.errors import KernelError
+from gemsmith.kernels.compiled import PATH, load
 from gemsmith.kernels.openmp import loaded_runtimes
 
-PATH = Path(__file__).with_name("_gemsmith.so")
-# The version of csrc/kernels.h this file was written for.
-ABI = 5
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # What GEMSMITH_ISA may say -> the sets that stand for it, the best first.
 _ISA_NAMES = {"portable": ("portable",), "avx2": ("avx2",), "avx512": ("avx512_bf16", "avx512"), "amx": ("amx",)}
 
 _logger = logging.getLogger("gemsmith")
-# A letter per parameter of csrc/kernels.h: p pointer, n int64, f float, i int32.
-_SIGNATURES = {
-    "rms_norm": "ppppnnfii",
-    "rms_norm_backward": "ppppppnnfii",
-    "rotate": "ppppnnnnnffi",
-    "gated_gelu": "pppnnnni",
-    "gated_gelu_backward": "pppppnnnnnni",
-    "loss_and_gradient": "ppppnnffi",
-    "adamw": "ppppnfffffffi",
-    "sum_of_squares": "ppni",
-    "attention": "p",
-    "attention_backward": "p",
-    "quantized_linear": "p",
-    "quantized_linears": "pi",
-    "quantized_feed_forward": "p",
-    "pack_quantized": "ppnni",
-    "pack_groups": "ppnni",
-    "dense_linear": "pppnnni",
-    "cached_attention": "p",
-    "decode": "p",
-    "decode_scratch": "pp",
-    "pick": "p",
-    "record_tokens": "pp",
-    "probe_read": "ppn",
-    "probe_products": "pnni",
-}
-_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
 
 
 @cache
@@ -61,7 +31,7 @@ def library() -> ctypes.CDLL | None:
         KernelError: GEMSMITH_REQUIRE_KERNELS is set and the library is missing or of another version, or
             GEMSMITH_ISA names what this processor or library lacks.
     """
-    loaded, missing = _load(PATH)
+    loaded, missing = load(PATH)
     if loaded is None:
         if os.environ.get("GEMSMITH_REQUIRE_KERNELS", "0") not in ("", "0"):
             raise KernelError(f"kernels must be compiled where GEMSMITH_REQUIRE_KERNELS is set; {missing}.")
@@ -127,27 +97,6 @@ def select(name: str) -> None:
     loaded = library()
     if loaded is None or loaded.gs_select(name.encode()) != 0:
         raise KernelError(f"the instruction set must be one of {available()}; got {name!r}. Choose one of these.")
-
-
-def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
-    """Return the library with its functions' types declared, or None and why."""
-    if not path.exists():
-        return None, f"{path.name} is not there (install with a C++ compiler, or run make kernels)"
-    try:
-        loaded = ctypes.CDLL(str(path))
-        found = loaded.gs_abi()
-        if found != ABI:
-            return None, f"{path.name} has version {found}, not {ABI} (run make kernels)"
-        for name in ("gs_isa", "gs_available"):
-            getattr(loaded, name).restype = ctypes.c_char_p
-        for name in ("gs_share_openmp", "gs_select"):
-            getattr(loaded, name).argtypes = [ctypes.c_char_p]
-        for name, letters in _SIGNATURES.items():
-            function = getattr(loaded, f"gs_{name}")
-            function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
-    except (OSError, AttributeError) as error:
-        return None, f"{path.name} cannot be loaded ({error}; run make kernels)"
-    return loaded, ""
 
 
 def _choose(loaded: ctypes.CDLL, asked: str) -> None:

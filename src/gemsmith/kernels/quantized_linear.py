@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gemsmith.kernels import native
+from gemsmith.kernels import early_packing, native
 from gemsmith.kernels.operators import define
 from gemsmith.kernels.quantized import ACTIVATION_GROUP, Quantized, Scheme, pack_nibbles
 
@@ -54,12 +54,15 @@ def pack(q: Quantized) -> Packed:
     """Return the matrix in the order the kernels read it, all threads at work."""
     d_out, d_in = q.shape
     n_blocks, n_units = -(-d_out // _BLOCK), -(-d_in // ACTIVATION_GROUP)
-    values, packed = q.values.contiguous(), torch.empty(n_blocks, n_units, 64 * q.scheme.bits, dtype=torch.uint8)
-    native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
+    values, size = q.values.contiguous(), (n_blocks, n_units, 64 * q.scheme.bits)
+    packed = _packed_early(values, d_in, d_out, q.scheme.bits)
+    if packed is None:
+        packed = torch.empty(size, dtype=torch.uint8)
+        native.need().gs_pack_quantized(values.data_ptr(), packed.data_ptr(), d_in, d_out, q.scheme.bits)
     zeros = q.zeros
     if zeros is not None:
         zeros = _blocks(_flip(zeros) if q.scheme.bits == 8 else zeros)
-    return Packed(q.scheme, q.shape, packed, _blocks(q.scales), zeros)
+    return Packed(q.scheme, q.shape, packed.view(size), _blocks(q.scales), zeros)
 
 
 def unpack(packed: Packed, rows: Int[Tensor, " R"] | None = None) -> Quantized:
@@ -192,9 +195,19 @@ def _flip(values: Tensor) -> Tensor:
 def _blocks(x: Tensor) -> Tensor:
     """Bring [d_out, n_groups] into blocks of 16 outputs: [blocks, n_groups, 16]."""
     d_out, n_groups = x.shape
-    x, blocks = x.contiguous(), x.new_empty(-(-d_out // _BLOCK), n_groups, _BLOCK)
+    x, size = x.contiguous(), (-(-d_out // _BLOCK), n_groups, _BLOCK)
+    early = _packed_early(x, n_groups, d_out, 8 * x.element_size())
+    if early is not None:
+        return early.view(x.dtype).view(size)
+    blocks = x.new_empty(size)
     native.need().gs_pack_groups(x.data_ptr(), blocks.data_ptr(), n_groups, d_out, x.element_size())
     return blocks
+
+
+def _packed_early(x: Tensor, width: int, n_rows: int, bits: int) -> Tensor | None:
+    """Return the bytes of what was packed before torch was there."""
+    found = early_packing.take(x.data_ptr(), width, n_rows, bits)
+    return None if found is None else torch.frombuffer(found, dtype=torch.uint8)
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ read and write of that format are handled here, so that no protobuf package is n
 Source: sentencepiece_model.proto of google/sentencepiece; protobuf.dev/programming-guides/encoding.
 """
 
+import re
 import struct
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from gemsmith.errors import TokenizerError
 
@@ -27,7 +30,11 @@ _SETTINGS = (
     (_NORMALIZER, "escape_whitespaces", 5, 1, 1),
     (_NORMALIZER, "precompiled_charsmap", 2, b"", b""),
 )
-_PIECE_KEY = 1 << 3 | 2  # field 1, wire type BYTES
+# A piece of up to 127 bytes: field 1 in wire type BYTES, its length, and so many bytes.
+_ANY_SHORT = b"\n(?:%s)" % b"|".join(re.escape(bytes((n,))) + b".{%d}" % n for n in range(1, 0x80))
+_SHORT_PIECE, _SHORT_PIECES = re.compile(_ANY_SHORT, re.DOTALL), re.compile(b"(?:%s)*+" % _ANY_SHORT, re.DOTALL)
+# Field 3 in wire type VARINT, and what may begin a kind; also in texts and scores, by chance.
+_KIND = re.compile(rb"\x18[\x01-\x06\x80-\xff]")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -42,32 +49,38 @@ class Piece:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The serialised pieces of a model file in the order of their ids, and all its other fields."""
+    """The pieces of a model file in the order of their ids, and all its other fields.
 
-    messages: list[bytes]
+    Attributes:
+        records: The field of each piece as it lies in the file: key, length and message.
+        rest: All other fields.
+    """
+
+    records: list[bytes]
     rest: bytes
 
     @classmethod
     def from_bytes(cls, proto: bytes) -> "Vocabulary":
         """Take a `.model` file apart; raises IndexError or ValueError where the bytes make no sense."""
-        messages, rest, at, n_bytes = [], bytearray(), 0, len(proto)
+        records, rest, at, n_bytes = [], bytearray(), 0, len(proto)
         while at < n_bytes:
             start = at
             number, wire, at = _read_key(proto, at)
             if (number, wire) == (1, _BYTES):
                 size, at = _read_varint(proto, at)
-                messages.append(proto[at : at + size])
+                records.append(_write_field(1, proto[at : at + size]))
                 at += size
             else:
                 at = _skip(proto, at, wire)
                 rest += proto[start:at]
             # Nearly all of a file is short pieces in a row: the same as above, a few times faster.
-            while at < n_bytes - 1 and proto[at] == _PIECE_KEY and proto[at + 1] < 0x80:
-                start, at = at + 2, at + 2 + proto[at + 1]
-                messages.append(proto[start:at])
-        if at != n_bytes or not messages:
-            raise ValueError(f"it ends {at - n_bytes} bytes early, after {len(messages)} pieces")
-        return cls(messages, bytes(rest))
+            run = _SHORT_PIECES.match(proto, at) if at < n_bytes else None
+            if run is not None:
+                records += _SHORT_PIECE.findall(proto, at, run.end())
+                at = run.end()
+        if at != n_bytes or not records:
+            raise ValueError(f"it ends {at - n_bytes} bytes early, after {len(records)} pieces")
+        return cls(records, bytes(rest))
 
     @classmethod
     def from_pieces(cls, pieces: list[Piece]) -> "Vocabulary":
@@ -78,16 +91,15 @@ class Vocabulary:
             trainer += _write_field(number, ids[text]) + _write_field(number + 5, text.encode())
         normalizer = _write_field(1, b"identity") + _write_field(3, 0) + _write_field(4, 0) + _write_field(5, 1)
         rest = _write_field(_TRAINER, trainer) + _write_field(_NORMALIZER, normalizer)
-        return cls([_write_piece(piece) for piece in pieces], rest)
+        return cls([_write_record(piece) for piece in pieces], rest)
 
     def to_bytes(self) -> bytes:
         """Return the `.model` file."""
-        heads = {size: _write_varint(_PIECE_KEY) + _write_varint(size) for size in {*map(len, self.messages)}}
-        return b"".join([heads[len(message)] + message for message in self.messages]) + self.rest
+        return b"".join(self.records) + self.rest
 
     def piece(self, token_id: int) -> Piece:
         """Return one piece."""
-        fields = dict(_read_fields(self.messages[token_id]))
+        fields = dict(_read_fields(_message(self.records[token_id])))
         text, score, kind = fields.get(1, b""), fields.get(2, b"\0\0\0\0"), fields.get(3, NORMAL)
         if not (isinstance(text, bytes) and isinstance(score, bytes) and len(score) == 4 and isinstance(kind, int)):
             raise ValueError(f"piece {token_id} has a field of the wrong type")
@@ -95,15 +107,17 @@ class Vocabulary:
 
     def specials(self) -> dict[int, Piece]:
         """Return the pieces that are not NORMAL, by id; only they carry a kind other than the default."""
-        found = {i: self.piece(i) for i, message in enumerate(self.messages) if b"\x18" in message}
+        ends = list(accumulate(map(len, self.records)))
+        likely = {bisect(ends, match.start()) for match in _KIND.finditer(b"".join(self.records))}
+        found = {token_id: self.piece(token_id) for token_id in sorted(likely)}
         return {token_id: piece for token_id, piece in found.items() if piece.kind != NORMAL}
 
     def with_pieces(self, changes: Mapping[int, Piece], *, extra: Sequence[Piece] = ()) -> "Vocabulary":
         """Return a copy with some pieces exchanged and some added at the end."""
-        messages = [*self.messages, *map(_write_piece, extra)]
+        records = [*self.records, *map(_write_record, extra)]
         for token_id, piece in changes.items():
-            messages[token_id] = _write_piece(piece)
-        return replace(self, messages=messages)
+            records[token_id] = _write_record(piece)
+        return replace(self, records=records)
 
     def check_settings(self) -> None:
         """Refuse settings under which text would not come back as it went in.
@@ -122,9 +136,15 @@ class Vocabulary:
                 )
 
 
-def spells(message: bytes, text: str) -> bool:
-    """Tell whether a serialised piece has this text, without reading it further."""
-    return message.startswith(_write_field(1, text.encode()))
+def spells(record: bytes, text: str) -> bool:
+    """Tell whether a record has this text, without reading it further."""
+    # After a key of one byte, and one for each seven bits of the length.
+    start = 2 if record[1] < 0x80 else _read_varint(record, 1)[1]
+    return record.startswith(_write_field(1, text.encode()), start)
+
+
+def _message(record: bytes) -> bytes:
+    return record[_read_varint(record, 1)[1] :]
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -185,9 +205,9 @@ def _write_field(number: int, value: int | bytes) -> bytes:
     return _write_varint(number << 3 | _BYTES) + _write_varint(len(value)) + value
 
 
-def _write_piece(piece: Piece) -> bytes:
+def _write_record(piece: Piece) -> bytes:
     text = piece.text.encode()
-    if piece.kind == NORMAL and len(text) < 0x80:  # nearly every one: the same as below, a few times faster
-        return b"\n%c%b\x15%b" % (len(text), text, struct.pack("<f", piece.score))
+    if piece.kind == NORMAL and len(text) < 0x79:  # nearly every one: the same as below, a few times faster
+        return b"\n%c\n%c%b\x15%b" % (len(text) + 7, len(text), text, struct.pack("<f", piece.score))
     kind = b"" if piece.kind == NORMAL else _write_field(3, piece.kind)
-    return _write_field(1, text) + b"\x15" + struct.pack("<f", piece.score) + kind
+    return _write_field(1, _write_field(1, text) + b"\x15" + struct.pack("<f", piece.score) + kind)

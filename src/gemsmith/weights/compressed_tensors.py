@@ -16,10 +16,9 @@ from gemsmith.errors import CheckpointError
 from gemsmith.kernels.quantized import Quantized, Scheme, pack_nibbles, unpack_nibbles
 from gemsmith.weights.compressed import PACKED, PLAIN
 from gemsmith.weights.header import WEIGHT_DTYPES, Entry
+from gemsmith.weights.keys import PACKED_WEIGHT, SCALE, SHAPE, WEIGHT, ZERO
 from gemsmith.weights.shards import Stored, dense
 
-WEIGHT, PACKED_WEIGHT, SCALE = "weight", "weight_packed", "weight_scale"
-ZERO, SHAPE = "weight_zero_point", "weight_shape"
 LEAVES = (WEIGHT, PACKED_WEIGHT, SCALE, ZERO, SHAPE)
 _WORD_BYTES = 4
 _SIGN = 0x80  # flipped, it turns int8 into a byte in which the smallest value is 0

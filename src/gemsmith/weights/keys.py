@@ -1,4 +1,7 @@
-"""The keys of config.json that are not read: which are harmless, which must have one value, which are code."""
+"""The keys of config.json that are not read, and the last parts of the names of tensors.
+
+Of the keys: which are harmless, which must have one value, which are code.
+"""
 
 # Say how a model was made, shown or trained, never what it computes for text.
 _HARMLESS = """
@@ -20,6 +23,10 @@ HARMLESS = frozenset(_HARMLESS.split())
 
 # Says how matrices are stored; read by weights/compressed.py.
 QUANTIZATION = "quantization_config"
+
+# The tensors of a matrix in few bits, in the compressed-tensors layout.
+WEIGHT, PACKED_WEIGHT, SCALE = "weight", "weight_packed", "weight_scale"
+ZERO, SHAPE = "weight_zero_point", "weight_shape"
 
 _OFF = (None, False)
 # Would change the numbers at any other value; this network has no such part.

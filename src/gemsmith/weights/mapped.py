@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gemsmith.errors import CheckpointError
+from gemsmith.kernels import early_packing
 from gemsmith.weights.header import TORCH_DTYPES, Entry
 
 _BUFFER_BYTES = 8 << 20
@@ -19,11 +20,7 @@ class MappedFiles:
     """Files mapped into memory: pages are read when they are touched, and are the system's to take back."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        # Private: writing to a view changes pages of this process, never the file.
-        self._files = {
-            path: torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-            for path in set(paths)
-        }
+        self._files = {path: _bytes_of(path) for path in set(paths)}
         # One for all tensors: a buffer for each would leave holes between them.
         self._buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
 
@@ -75,6 +72,14 @@ class MappedFiles:
             return False
         starts = {file.untyped_storage().data_ptr() for file in self._files.values()}
         return tensor.untyped_storage().data_ptr() in starts
+
+
+def _bytes_of(path: Path) -> Tensor:
+    """Map a file, unless it is mapped already. Private: writing there changes pages of this process, never the file."""
+    mapping = early_packing.mapped(path)
+    if mapping is not None:
+        return torch.frombuffer(mapping, dtype=torch.uint8)
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
 
 def stored_dtype(entry: Entry) -> torch.dtype:

@@ -10,8 +10,9 @@ from gemsmith.kernels.quantized import Quantized, Scheme
 from gemsmith.model.quantized import QuantizedEmbedding, QuantizedLinear
 from gemsmith.model.transformer import Transformer
 from gemsmith.weights.compressed import PACKED, table_format
-from gemsmith.weights.compressed_tensors import LEAVES, PACKED_WEIGHT, SCALE, WEIGHT, ZERO, read_scheme, restore, store
+from gemsmith.weights.compressed_tensors import LEAVES, read_scheme, restore, store
 from gemsmith.weights.header import Entry
+from gemsmith.weights.keys import PACKED_WEIGHT, SCALE, WEIGHT, ZERO
 from gemsmith.weights.mapped import MappedFiles, stored_dtype
 from gemsmith.weights.names import EMBEDDING_MODULE, HEAD_MODULE, parameter_name, tensor_name
 from gemsmith.weights.shards import Stored
