@@ -17,8 +17,9 @@ from gemsmith.weights.catalog import find_model
 from gemsmith.weights.gguf_load import GgufModel
 from gemsmith.weights.gguf_names import is_shifted, parameter_name
 from gemsmith.weights.gguf_tokenizer import is_own_template, render_tokenizer
-from gemsmith.weights.gguf_write import CHAT_TEMPLATE, save_gguf
+from gemsmith.weights.gguf_write import save_gguf
 from gemsmith.weights.opening import open_model
+from gemsmith.weights.tokenizer_config import CHAT_TEMPLATE
 from gguf_files import byte_vocabulary, small_gguf, small_network
 from tiny import tiny_network
 

@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gemsmith.chat import END_OF_TURN, START_OF_TURN
 from gemsmith.config import ModelConfig
 from gemsmith.errors import ConfigError, StorageError
 from gemsmith.model.transformer import Transformer
@@ -19,33 +18,13 @@ from gemsmith.weights.gguf_header import ALIGNMENT, ARRAY, BOOL, MAGIC, NUMBERS,
 from gemsmith.weights.gguf_metadata import Metadata
 from gemsmith.weights.gguf_tensors import Source, sources
 from gemsmith.weights.gguf_tokenizer import render_tokenizer, special_ids
+from gemsmith.weights.tokenizer_config import chat_template
 from gemsmith.weights.whole_file import replacing_file
 
 # What --type may say -> (format of matrices, the number general.file_type gives it).
 TYPES = {"f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
 _VERSION, _QUANTIZATION_VERSION = 3, 2
 _UINT32, _FLOAT32 = 4, 6
-
-# The conversation `chat.compile_chat` writes, as the Jinja text other programs run.
-CHAT_TEMPLATE = """\
-{%- set lead = '' -%}
-{%- set turns = messages -%}
-{%- if messages[0]['role'] == 'system' -%}
-{%- set turns = messages[1:] -%}
-{%- if messages[0]['content'] | trim -%}
-{%- set lead = messages[0]['content'] + '\\n\\n' -%}
-{%- endif -%}
-{%- endif -%}
-{{ bos_token }}
-{%- for turn in turns -%}
-{%- set role = 'model' if turn['role'] == 'assistant' else turn['role'] -%}
-{%- set before = lead if loop.first else '' -%}
-{{ '<start_of_turn>' + role + '\\n' + before + (turn['content'] | trim) + '<end_of_turn>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<start_of_turn>model\\n' }}
-{%- endif -%}
-"""
 
 
 @dataclass(frozen=True)
@@ -106,8 +85,9 @@ def _metadata(config: ModelConfig, tokenizer: Tokenizer, *, kind: str, name: str
     }
     raw = {f"{config.family}.{key}": value for key, value in render_metadata(config).items()}
     words = render_tokenizer(tokenizer, n_rows=config.vocab_size, eos_ids=config.eos_ids)
-    if tokenizer.id_of(START_OF_TURN) is not None and tokenizer.id_of(END_OF_TURN) is not None:
-        words["tokenizer.chat_template"] = CHAT_TEMPLATE
+    template = chat_template(tokenizer)
+    if template is not None:
+        words["tokenizer.chat_template"] = template
     everything = {**general, **raw, **words}
     reread = Metadata(GgufFile(Path("the file to be written"), everything, {}))
     check_expressible(config, parse_metadata(reread, n_rows=config.vocab_size, special=special_ids(reread)))

@@ -29,6 +29,7 @@ from gemsmith.weights.quantized import check_whole, quantized_modules, store_mod
 from gemsmith.weights.render import render_config
 from gemsmith.weights.shards import Stored, dense, index_of, split, write_shard
 from gemsmith.weights.tensors import INDEX_FILE
+from gemsmith.weights.tokenizer_config import TOKENIZER_CONFIG_FILE, render_tokenizer_config
 
 _STALE_SECONDS = 24 * 3600
 
@@ -67,6 +68,8 @@ def save_folder(
         "config.json": render_config(config, dtype=name) | _quantization(network),
         GENERATION_FILE: render_generation_config(config.eos_ids, config.bos_id, config.pad_id, **(generation or {})),
     }
+    if tokenizer is not None:
+        texts[TOKENIZER_CONFIG_FILE] = render_tokenizer_config(tokenizer)
     shards = split(tensors, max_shard_bytes)
     with _replacing(folder, n_bytes=sum(tensor.n_bytes for tensor in tensors.values())) as temporary:
         records = {file_name: write_shard(temporary / file_name, part) for file_name, part in shards.items()}
