@@ -83,27 +83,29 @@ struct Worker {
         }
     }
 
-    // Begin a stage of n matrices: make its input ready for their deltas, in turns.
+    // Begin a stage of n matrices: make this thread's part of what their deltas need of the input.
     void lower(const gs_matrix* const* all, int n) {
-        int64_t n_turns = 0;
-        for (int which = 0; which < n; which++) n_turns += n_delta_turns(*all[which]);
-        if (!n_turns) return;
-        team.hand_out(n_turns, [&](int64_t turn) {
-            float* low = shared.low;
-            for (int which = 0; which < n; which++) {
-                const gs_matrix& m = *all[which];
-                if (turn >= 0 && turn < n_delta_turns(m)) take_delta_turn(m, own.in, call->adapters, turn, low);
-                turn -= n_delta_turns(m);
-                low += rank_of(m) * sizes.n_rows;
-            }
-        });
+        int64_t ranks = 0;
+        for (int which = 0; which < n; which++) ranks += rank_of(*all[which]);
+        if (!ranks) return;
+        int64_t begin = ranks * team.thread / team.n_threads, end = ranks * (team.thread + 1) / team.n_threads;
+        float* low = shared.low;
+        for (int which = 0; which < n; which++) {
+            const int64_t rank = rank_of(*all[which]), first = begin > 0 ? begin : 0, last = end < rank ? end : rank;
+            if (first < last) lower_part(*all[which], own.in, call->adapters, first, last, low);
+            begin -= rank;
+            end -= rank;
+            low += rank * sizes.n_rows;
+        }
+        team.arrive();
     }
     // Blocks first to last of a matrix, delta included; `ranks` is of the matrices before it in this stage.
     void take(const gs_matrix& m, int64_t first, int64_t last, float* y, int64_t ranks = 0) {
         prepare(m, own.in);
+        ask_for_outputs(m, call->adapters, first, last);
         take_blocks(m, own.in, first, last, y);
         if (!m.delta) return;
-        team.await_turns();
+        team.await();
         add_delta(m, call->adapters, shared.low + ranks * sizes.n_rows, {sizes.n_rows, first, last}, y);
     }
 
@@ -310,7 +312,7 @@ static void decode(const gs_decode_call* call) {
                     Pieces rest = c->rest;
                     for (int32_t before = 0; before < thread; before++) Own skipped(*c->sizes, rest);
                     Own own(*c->sizes, rest);
-                    Team team = {c->shared->barrier, c->shared->taken, n_threads, 0};
+                    Team team = {c->shared->barrier, c->shared->taken, n_threads, thread, 0};
                     Worker{c->call, *c->sizes, *c->shared, own, team}.run();
                 },
                 &context);

@@ -1,9 +1,10 @@
 // Low-rank deltas of a stage's matrices. Included by decode.inl.
 //
-// A x of all of them is made in turns before the products, and nobody waits for it there: who has multiplied a piece
-// finds it made, or nearly so, and adds B's part to that piece. Sums have one order, whoever makes them.
+// Before the products each thread makes its part of A x, and nobody waits for it there: who has multiplied a piece finds
+// all parts made, or nearly so, and adds B's part to that piece. Sums have one order, whoever makes them.
 
-constexpr int64_t DELTA_AHEAD = 4096;  // bytes between what is read of B and what is asked for
+constexpr int64_t ROWS_AHEAD = 2;      // of A, between what is read and what is asked for
+constexpr int64_t DELTA_AHEAD = 4096;  // bytes, the same of B
 
 // Ask for n numbers at once. The matrices are small, and lie on small pages that the processor's own looking ahead does
 // not cross.
@@ -12,15 +13,8 @@ static inline void ask_for(const T* from, int64_t n) {
     for (int64_t line = 0; line < n * (int64_t)sizeof(T); line += 64) __builtin_prefetch((const char*)from + line, 0, 2);
 }
 
+static inline int64_t delta_bytes(const gs_delta& delta, int64_t n) { return delta.dtype == GS_BFLOAT16 ? 2 * n : 4 * n; }
 static inline int64_t rank_of(const gs_matrix& m) { return m.delta ? m.delta->rank : 0; }
-
-// Rows of A in a turn: some 16 KB.
-static inline int64_t turn_rows(const gs_matrix& m) {
-    return 1 + 16384 / (m.d_in * (m.delta->dtype == GS_BFLOAT16 ? 2 : 4));
-}
-static inline int64_t n_delta_turns(const gs_matrix& m) {
-    return m.delta ? (m.delta->rank + turn_rows(m) - 1) / turn_rows(m) : 0;
-}
 
 static inline int64_t adapter_of(const int64_t* adapters, int64_t row) { return adapters ? adapters[row] : 0; }
 
@@ -38,18 +32,27 @@ static void lower_rows(const gs_matrix& m, const Inputs& in, const int64_t* adap
             if (adapter < 0) continue;
             const T* weights = (const T*)m.delta->lora_a + (adapter * rank + number) * m.d_in;
             const float* x = in.for_rows(weights) + row * m.d_in;
-            if (number == begin) ask_for(weights, (end - begin) * m.d_in);
+            if (number == begin) ask_for(weights, (end - begin < ROWS_AHEAD ? end - begin : ROWS_AHEAD) * m.d_in);
+            if (number + ROWS_AHEAD < end) ask_for(weights + ROWS_AHEAD * m.d_in, m.d_in);
             if (size == 1) dense_output<1>(weights, x, m.d_in, low + row * rank + number, rank);
             else dense_output<ROWS>(weights, x, m.d_in, low + row * rank + number, rank);
         }
 }
 
-static void take_delta_turn(const gs_matrix& m, Inputs& in, const int64_t* adapters, int64_t turn, float* low) {
-    const int64_t begin = turn * turn_rows(m), end = begin + turn_rows(m), rank = m.delta->rank;
+static void lower_part(const gs_matrix& m, Inputs& in, const int64_t* adapters, int64_t begin, int64_t end, float* low) {
     if (m.delta->dtype == GS_BFLOAT16) {
         order(in, m.d_in);
-        lower_rows<bf16>(m, in, adapters, begin, end < rank ? end : rank, low);
-    } else lower_rows<float>(m, in, adapters, begin, end < rank ? end : rank, low);
+        lower_rows<bf16>(m, in, adapters, begin, end, low);
+    } else lower_rows<float>(m, in, adapters, begin, end, low);
+}
+
+// Ask for the beginning of what some blocks need of B, that of the first row.
+static inline void ask_for_outputs(const gs_matrix& m, const int64_t* adapters, int64_t first, int64_t last) {
+    const int64_t adapter = adapter_of(adapters, 0), begin = first * GS_QUANT_BLOCK;
+    if (!m.delta || adapter < 0) return;
+    const int64_t size = delta_bytes(*m.delta, (last_output(m, last) - begin) * m.delta->rank);
+    const int64_t at = delta_bytes(*m.delta, (adapter * m.d_out + begin) * m.delta->rank);
+    ask_for((const char*)m.delta->lora_b + at, size < DELTA_AHEAD ? size : DELTA_AHEAD);
 }
 
 // Outputs of some blocks of all rows.

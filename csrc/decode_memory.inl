@@ -1,8 +1,7 @@
 // What a call of the decode step keeps in its scratch memory. Included by decode.inl.
 
-// Of a layer: turns of q k v, attention, o, gate and up, down; and of the deltas of all but attention those begun and
-// those ended.
-constexpr int64_t COUNTERS = 5 + 2 * 4;
+// Of a layer: turns of q k v, attention, o, gate and up, down, and for all but attention who has done its part of deltas.
+constexpr int64_t COUNTERS = 5 + 4;
 
 // Largest widths of a network, and where its buffers lie.
 struct Sizes {

@@ -4,11 +4,9 @@
 struct Team {
     gs_barrier* barrier;
     int64_t* taken;
-    int32_t n_threads;
+    int32_t n_threads, thread;
     int64_t stage;  // each thread counts for itself
-    // Turns of the last hand_out: those that have ended, and all.
-    const int64_t* ended;
-    int64_t n_handed;
+    int64_t* arrived;
 
     // Call work(turn, next) for the turns of 0..n that are this thread's, wait for the others, and enter the next
     // stage. `next` is what this thread does after `turn`, n where that is all.
@@ -27,24 +25,12 @@ struct Team {
         gs_wait(barrier, n_threads);
     }
 
-    // Call work(turn) for the turns of 0..n that are this thread's and go on without the others; who needs what they
-    // made awaits the turns.
-    template <class Work>
-    void hand_out(int64_t n, const Work& work) {
-        if (n_threads == 1) {
-            for (int64_t turn = 0; turn < n; turn++) work(turn);
-            return;
-        }
-        int64_t *next = taken + stage++, *done = taken + stage++;
-        for (int64_t turn; (turn = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < n;) {
-            work(turn);
-            __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
-        }
-        ended = done, n_handed = n;
+    // What this thread makes for the others is made; they need it in this stage, and await all.
+    void arrive() {
+        arrived = taken + stage++;
+        __atomic_fetch_add(arrived, 1, __ATOMIC_RELEASE);
     }
-    void await_turns() const {
-        if (n_threads > 1) gs_await(ended, n_handed);
-    }
+    void await() const { gs_await(arrived, n_threads); }
 
     // The same as `share` for pieces begin to end of 0..n: long ones first, which memory likes, then shorter ones, none below
     // `least`, so that all threads end together.
