@@ -36,6 +36,11 @@ struct gs_quant_call {
     KERNEL(pack_quantized,                                                                                    \
            (const uint8_t* values, uint8_t* packed, int64_t d_in, int64_t d_out, int32_t bits),               \
            (values, packed, d_in, d_out, bits))                                                                \
+    /* From rows of GGUF's Q4_0 or Q8_0: for each 32 inputs a float16 scale and their values. d_in is a       \
+       multiple of 32; scales is [blocks, groups, 16] in float16. */                                          \
+    KERNEL(pack_blocks,                                                                                       \
+           (const uint8_t* rows, uint8_t* packed, void* scales, int64_t d_in, int64_t d_out, int32_t bits),   \
+           (rows, packed, scales, d_in, d_out, bits))                                                         \
     /* Scales or zeros, of 1, 2 or 4 bytes each, into [blocks, n_groups, 16]; 0 beyond d_out. */              \
     KERNEL(pack_groups,                                                                                       \
            (const void* from, void* to, int64_t n_groups, int64_t d_out, int32_t item_bytes),                 \

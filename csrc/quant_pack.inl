@@ -163,3 +163,42 @@ static void pack_groups(const void* from, void* to, int64_t n_groups, int64_t d_
     else if (item_bytes == 2) pack_groups((const uint16_t*)from, (uint16_t*)to, n_groups, d_out);
     else pack_groups((const uint32_t*)from, (uint32_t*)to, n_groups, d_out);
 }
+
+// The packed words of 32 values as Q4_0 has them: the first 16 in the low halves of its bytes, the others in the high.
+static inline void turn_halves(const uint8_t* values, uint8_t* to) {
+    const uint32_t low = 0x0f0f0f0fu;
+    uint32_t x[4], words[4];
+    memcpy(x, values, 16);
+    words[0] = (x[0] & low) | (x[1] & low) << 4;
+    words[1] = (x[2] & low) | (x[3] & low) << 4;
+    words[2] = (x[0] >> 4 & low) | (x[1] & ~low);
+    words[3] = (x[2] >> 4 & low) | (x[3] & ~low);
+    for (int v = 0; v < 4; v++) memcpy(to + v * 64, &words[v], 4);
+}
+
+static void pack_blocks(const uint8_t* rows, uint8_t* packed, void* scales, int64_t d_in, int64_t d_out, int32_t bits) {
+    const int64_t n_units = d_in / GS_QUANT_UNIT, unit_bytes = 2 + 4 * bits, row_bytes = n_units * unit_bytes;
+    share_out((d_out + GS_QUANT_BLOCK - 1) / GS_QUANT_BLOCK, 4, [&](int64_t begin, int64_t end, int32_t) {
+        for (int64_t block = begin; block < end; block++)
+            for (int64_t unit = 0; unit < n_units; unit++) {
+                const int64_t at = block * n_units + unit;
+                uint8_t* to = packed + at * 64 * bits;
+                uint16_t* steps = (uint16_t*)scales + at * GS_QUANT_BLOCK;
+                for (int64_t lane = 0, row = block * GS_QUANT_BLOCK; lane < GS_QUANT_BLOCK; lane++, row++, to += 4) {
+                    const uint8_t* from = rows + row * row_bytes + unit * unit_bytes;
+                    if (row >= d_out) {
+                        steps[lane] = 0;
+                        for (int v = 0; v < bits; v++) memset(to + v * 64, bits == 4 ? 0x88 : 0x80, 4);
+                        continue;
+                    }
+                    memcpy(&steps[lane], from, 2);
+                    if (bits == 4) turn_halves(from + 2, to);
+                    else
+                        for (int v = 0; v < 8; v++) {
+                            uint32_t word = pack_word(from + 2 + v * 4, 8);
+                            memcpy(to + v * 64, &word, 4);
+                        }
+                }
+            }
+    });
+}

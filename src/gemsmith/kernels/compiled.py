@@ -22,6 +22,7 @@ _SIGNATURES = {
     "quantized_linears": "pi",
     "quantized_feed_forward": "p",
     "pack_quantized": "ppnni",
+    "pack_blocks": "pppnni",
     "pack_groups": "ppnni",
     "dense_linear": "pppnnni",
     "cached_attention": "p",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from gemsmith.kernels import early_packing, native
@@ -63,6 +63,24 @@ def pack(q: Quantized) -> Packed:
     if zeros is not None:
         zeros = _blocks(_flip(zeros) if q.scheme.bits == 8 else zeros)
     return Packed(q.scheme, q.shape, packed.view(size), _blocks(q.scales), zeros)
+
+
+def pack_blocks(raw: UInt8[Tensor, "d_out n_bytes"], scheme: Scheme) -> Packed:
+    """Return a matrix in the order the kernels read it, from rows of GGUF's Q8_0 or Q4_0.
+
+    Args:
+        raw: Rows of blocks of 34 or 18 bytes: a float16 scale and the values of 32 inputs.
+        scheme: 8 or 4 bits, a scale for each 32 inputs.
+    """
+    d_out, n_units = len(raw), raw.shape[1] // (2 + 4 * scheme.bits)
+    size = (-(-d_out // _BLOCK), n_units)
+    packed = torch.empty(*size, 64 * scheme.bits, dtype=torch.uint8)
+    scales = torch.empty(*size, _BLOCK, dtype=torch.float16)
+    shape = (d_out, n_units * ACTIVATION_GROUP)
+    native.need().gs_pack_blocks(
+        raw.contiguous().data_ptr(), packed.data_ptr(), scales.data_ptr(), shape[1], d_out, scheme.bits
+    )
+    return Packed(scheme, shape, packed, scales, None)
 
 
 def unpack(packed: Packed, rows: Int[Tensor, " R"] | None = None) -> Quantized:

@@ -24,9 +24,9 @@ class Matrix(nn.Module):
     scales: Tensor
     zeros: Tensor | None
 
-    def __init__(self, q: Quantized) -> None:
+    def __init__(self, q: Quantized | Packed) -> None:
         super().__init__()
-        self.scheme, self.shape, self.is_packed = q.scheme, q.shape, False
+        self.scheme, self.shape, self.is_packed = q.scheme, q.shape, isinstance(q, Packed)
         self._seen: Quantized | Packed = q
         for name in ("values", "scales", "zeros"):
             self.register_buffer(name, getattr(q, name))
@@ -87,7 +87,7 @@ class Matrix(nn.Module):
 class QuantizedLinear(Linear):
     """A linear in few bits; low-rank deltas on top of it are as on any other."""
 
-    def __init__(self, q: Quantized) -> None:
+    def __init__(self, q: Quantized | Packed) -> None:
         super().__init__(q.shape[1], q.shape[0])
         self.matrix = Matrix(q)
 
@@ -121,7 +121,7 @@ class QuantizedLinear(Linear):
 class QuantizedEmbedding(Embedding):
     """The table of token vectors in few bits: one copy serves look-ups and the head."""
 
-    def __init__(self, q: Quantized) -> None:
+    def __init__(self, q: Quantized | Packed) -> None:
         super().__init__(0, q.shape[1])
         del self.weight
         self.matrix = Matrix(q)

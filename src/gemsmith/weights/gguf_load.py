@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from gemsmith.config import ModelConfig
 from gemsmith.errors import CheckpointError, ConfigError
+from gemsmith.kernels import native
 from gemsmith.kernels.quantized import Quantized, pack_nibbles
+from gemsmith.kernels.quantized_linear import Packed, pack_blocks
 from gemsmith.model.transformer import Transformer
 from gemsmith.tokenizer import Tokenizer
 from gemsmith.weights.folder import LoadedNetwork, LoadReport
@@ -220,9 +222,14 @@ def _dense(files: MappedFiles, tensor: GgufTensor, dtype: torch.dtype, *, shift:
     return dense
 
 
-def _quantized(files: MappedFiles, tensor: GgufTensor, device: torch.device) -> Quantized:
-    """Return a matrix in the bits it has in the file, rearranged row by row."""
+def _quantized(files: MappedFiles, tensor: GgufTensor, device: torch.device) -> Quantized | Packed:
+    """Return a matrix in the bits it has in the file, packed at once where there are kernels for it."""
     (d_out, d_in), scheme = tensor.shape, NATIVE[tensor.block.name]
+    if device.type == "cpu" and native.is_loaded():
+        raw = _raw(files, tensor)
+        packed = pack_blocks(raw.view(d_out, -1), scheme)
+        files.release(raw)
+        return packed
     is_byte = scheme.bits == 8
     values = torch.empty(d_out, d_in if is_byte else d_in // 2, dtype=torch.int8 if is_byte else torch.uint8)
     scales = torch.empty(d_out, scheme.n_groups(d_in), dtype=torch.float16)

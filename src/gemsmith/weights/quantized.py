@@ -7,6 +7,7 @@ import torch
 
 from gemsmith.errors import CheckpointError
 from gemsmith.kernels.quantized import Quantized, Scheme
+from gemsmith.kernels.quantized_linear import Packed
 from gemsmith.model.quantized import QuantizedEmbedding, QuantizedLinear
 from gemsmith.model.transformer import Transformer
 from gemsmith.weights.compressed import PACKED, table_format
@@ -29,7 +30,7 @@ def quantized_modules(network: Transformer) -> dict[str, Quantized]:
     }
 
 
-def put(network: Transformer, name: str, q: Quantized) -> None:
+def put(network: Transformer, name: str, q: Quantized | Packed) -> None:
     """Put a matrix in few bits into the place of a linear or of the embedding."""
     new = QuantizedEmbedding(q) if name == EMBEDDING_MODULE else QuantizedLinear(q)
     new.train(network.get_submodule(name).training)
