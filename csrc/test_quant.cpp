@@ -205,13 +205,44 @@ void check_early(int64_t width, int64_t n_rows, int32_t bits) {
     if (gs_do_early(&jobs[0]) != 1 || gs_do_early(&jobs[1]) != 2) expect("do_early again", 0, 1, 0);
 }
 
+// Blocks of GGUF against their values and scales, packed apart.
+void check_blocks(int64_t n_units, int64_t n_rows, int32_t bits) {
+    const int64_t unit = 2 + 4 * bits, width = n_units * 32, n_blocks = (n_rows + 15) / 16;
+    Guarded<uint8_t> rows(n_rows * n_units * unit), plain(n_rows * width * bits / 8);
+    Guarded<uint16_t> steps(n_rows * n_units), wanted_steps(n_blocks * n_units * 16), found_steps(n_blocks * n_units * 16);
+    Guarded<uint8_t> wanted(n_blocks * n_units * 64 * bits), found(n_blocks * n_units * 64 * bits);
+    for (size_t i = 0; i < rows.size(); i++) rows[i] = (uint8_t)random_byte();
+    for (int64_t i = 0; i < n_rows * n_units; i++) {
+        const uint8_t* from = rows.data() + i * unit;
+        memcpy(&steps[i], from, 2);
+        auto value = [&](int64_t k) { return k < 16 ? from[2 + k] & 15 : from[2 + k - 16] >> 4; };
+        if (bits == 8) memcpy(plain.data() + i * 32, from + 2, 32);
+        else
+            for (int64_t k = 0; k < 16; k++) plain[i * 16 + k] = (uint8_t)(value(2 * k) | value(2 * k + 1) << 4);
+    }
+    gs_pack_quantized(plain.data(), wanted.data(), width, n_rows, bits);
+    gs_pack_groups(steps.data(), wanted_steps.data(), n_units, n_rows, 2);
+    gs_pack_blocks(rows.data(), found.data(), found_steps.data(), width, n_rows, bits);
+    for (size_t i = 0; i < found.size(); i++)
+        if (found[i] != wanted[i]) expect("pack_blocks", found[i], wanted[i], 0);
+    for (size_t i = 0; i < found_steps.size(); i++)
+        if (found_steps[i] != wanted_steps[i]) expect("pack_blocks' scales", found_steps[i], wanted_steps[i], 0);
+}
+
+void test_pack_blocks() {
+    for (int32_t bits : {4, 8})
+        for (int64_t n_units : {1, 3})
+            for (int64_t n_rows : {1, 16, 35}) check_blocks(n_units, n_rows, bits);
+}
+
 void test_pack_early() {
     for (int32_t bits : {4, 8, 16, 32})
         for (int64_t width : {2, 40, 96})
             for (int64_t n_rows : {1, 35, 400}) check_early(width, n_rows, bits);
 }
 
-const Test TESTS[] = {{"pack_early", test_pack_early},
+const Test TESTS[] = {{"pack_blocks", test_pack_blocks},
+                      {"pack_early", test_pack_early},
                       {"quantized_linear", test_quantized_linear},
                       {"quantized_linear_by_emulated_tiles", test_quantized_linear_by_tiles},
                       {"quantized_feed_forward", test_quantized_feed_forward}};

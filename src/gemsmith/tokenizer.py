@@ -142,6 +142,10 @@ class Tokenizer:
         vocabulary = Vocabulary.from_bytes(self._proto)
         return [vocabulary.piece(token_id) for token_id in range(self.vocab_size)]
 
+    def specials(self) -> dict[int, Piece]:
+        """Return the pieces of any other kind than NORMAL, by id."""
+        return Vocabulary.from_bytes(self._proto).specials()
+
     def id_of(self, piece: str) -> int | None:
         """Return the id of a piece as the vocabulary spells it, or None."""
         token_id = self._plain.piece_to_id(piece)

@@ -222,3 +222,26 @@ def test_inputs_of_another_width_are_refused() -> None:
     x = torch.ones(32, 40)
     assert quantized_linear.can_feed(x, packed, packed, wide)
     assert not quantized_linear.can_feed(x, packed, packed, packed)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("d_out", "d_in"), [(1, 32), (16, 64), (37, 256), (400, 96)])
+def test_blocks_of_gguf_are_packed_as_what_they_hold(isa: str, bits: int, d_out: int, d_in: int) -> None:
+    n_units, generator = d_in // 32, torch.Generator().manual_seed(d_out)
+    steps = torch.randn(d_out, n_units, 1, generator=generator).half()
+    if bits == 8:
+        values = torch.randint(-128, 128, (d_out, n_units, 32), generator=generator).to(torch.int8)
+        held, plain = values.view(torch.uint8), values.flatten(1)
+    else:
+        values = torch.randint(16, (d_out, n_units, 32), generator=generator).to(torch.uint8)
+        held, plain = (
+            values[..., :16] | values[..., 16:] << 4,
+            values.flatten(1)[:, ::2] | values.flatten(1)[:, 1::2] << 4,
+        )
+    raw = torch.cat((steps.view(torch.uint8), held), dim=-1).flatten(1)
+    scheme = Scheme(bits, 32)  # pyright: ignore[reportArgumentType]
+    wanted = quantized_linear.pack(Quantized(scheme, (d_out, d_in), plain, steps.flatten(1), None))
+    found = quantized_linear.pack_blocks(raw, scheme)
+    assert (found.scheme, found.shape, found.zeros) == (wanted.scheme, wanted.shape, None)
+    assert torch.equal(found.values, wanted.values)
+    assert torch.equal(found.scales, wanted.scales)

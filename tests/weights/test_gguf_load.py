@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -16,6 +17,7 @@ import gemsmith as gs
 from gemsmith.errors import CheckpointError, ConfigError, TokenizerError
 from gemsmith.kernels.quantized import Scheme, dequantize
 from gemsmith.model.transformer import Transformer
+from gemsmith.weights import gguf_load
 from gemsmith.weights.catalog import find_model, list_models
 from gemsmith.weights.gguf_load import GgufModel
 from gemsmith.weights.gguf_names import is_shifted, tensor_name
@@ -140,6 +142,18 @@ def test_few_bits_are_kept_as_they_are(kind: str, scheme: Scheme, tmp_path: Path
     with torch.no_grad():
         wanted, got = (x.log_softmax(-1) for x in (dense(IDS), loaded.network(IDS)))
     assert (wanted.exp() * (wanted - got)).sum(-1).mean() < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_without_kernels_the_same_bits_are_kept(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GgufModel(small_gguf(tmp_path, kind=kind))
+    packed = quantized_modules(model.network(dtype="float32").network)
+    monkeypatch.setattr(gguf_load, "native", SimpleNamespace(is_loaded=lambda: False))
+    plain = quantized_modules(model.network(dtype="float32").network)
+    assert packed.keys() == plain.keys()
+    for name, q in plain.items():
+        assert torch.equal(q.values, packed[name].values), name
+        assert torch.equal(q.scales, packed[name].scales), name
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])

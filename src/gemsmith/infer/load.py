@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,19 +68,18 @@ def load(
     place = choose_device(device)
     path = find_model(str(name))
     tune_allocator()
-    if is_gguf(path):
-        model = GgufModel(path, allow_config_keys=allow_config_keys)
-        stored = next(iter(model.formats))
-        chosen = choose_dtype(dtype, stored=model.stored_dtype, device=place)
-        loaded = model.network(dtype=chosen, device=place, is_native=pack and place.type == "cpu")
-        read_tokenizer, sampling = model.tokenizer, GEMMA_SAMPLING
-    else:
-        stored = stored_dtype(path)
-        chosen = choose_dtype(dtype, stored=stored, device=place)
-        loaded = load_network(path, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
-        read_tokenizer, sampling = partial(Tokenizer.load, path), suggested_sampling(read_generation_config(path))
-    with ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(read_tokenizer)  # packing leaves Python alone, so both go on at once
+    with ThreadPoolExecutor(1) as beside:  # packing leaves Python alone, so a vocabulary is read meanwhile
+        if is_gguf(path):
+            model = GgufModel(path, allow_config_keys=allow_config_keys)
+            tokenizer, sampling = beside.submit(model.tokenizer), GEMMA_SAMPLING
+            stored = next(iter(model.formats))
+            chosen = choose_dtype(dtype, stored=model.stored_dtype, device=place)
+            loaded = model.network(dtype=chosen, device=place, is_native=pack and place.type == "cpu")
+        else:
+            tokenizer = beside.submit(Tokenizer.load, path)
+            sampling, stored = suggested_sampling(read_generation_config(path)), stored_dtype(path)
+            chosen = choose_dtype(dtype, stored=stored, device=place)
+            loaded = load_network(path, dtype=chosen, device=place, allow_config_keys=allow_config_keys)
         if bits is not None:
             _round(loaded.network, bits)
         if pack:

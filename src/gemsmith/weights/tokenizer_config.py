@@ -7,6 +7,7 @@ from typing import Any
 
 from gemsmith.chat import END_OF_TURN, START_OF_TURN
 from gemsmith.tokenizer import Tokenizer
+from gemsmith.vocabulary.model_file import CONTROL, UNKNOWN, USER_DEFINED
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
@@ -33,17 +34,31 @@ CHAT_TEMPLATE = """\
 
 
 def render_tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of a tokenizer_config.json."""
+    """Return the content of a tokenizer_config.json.
+
+    Every piece that is cut out of a text as it stands is listed: where there is such a file, transformers takes them
+    from nowhere else, and would cut runs of line breaks as it cuts words.
+    """
     raw: dict[str, Any] = {
         "tokenizer_class": "GemmaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": {
+            str(token_id): _added(piece.text, is_special=token_id in tokenizer.control_ids)
+            for token_id, piece in tokenizer.specials().items()
+            if piece.kind in (CONTROL, UNKNOWN, USER_DEFINED)
+        },
     }
     template = chat_template(tokenizer)
     if template is not None:
         raw |= {"additional_special_tokens": [START_OF_TURN, END_OF_TURN], "chat_template": template}
     return raw
+
+
+def _added(text: str, *, is_special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": text, **flags, "special": is_special}
 
 
 def chat_template(tokenizer: Tokenizer) -> str | None:
