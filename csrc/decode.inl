@@ -164,53 +164,54 @@ struct Worker {
         write_vector(own.pair, layer.head_dim, cache.keys + at, cache.key_scales + place);
         write_vector(shared.v + head, layer.head_dim, cache.values + at, cache.value_scales + place);
     }
-    // One chunk of the keys of one head: positions begin to end, the index-th chunk of those the row sees.
+    // n chunks of one key head from the index-th on of those the row sees; few where several pairs of heads read them.
     struct Turn {
-        int64_t row, kv_head, index, begin, end;
+        int64_t row, kv_head, index, n;
     };
-    Turn turn_of(const gs_decode_layer& layer, int64_t number) const {
+    Turn turn_of(const gs_decode_layer& layer, int64_t number, int64_t most) const {
         int64_t row = 0;
         for (int64_t here; number >= (here = layer.n_kv_heads * chunks_seen(layer, call->positions[row])); row++)
             number -= here;
-        const int64_t position = call->positions[row], seen = first_seen(layer, position);
-        const int64_t n_chunks = chunks_seen(layer, position), index = number % n_chunks;
-        const int64_t begin = (chunk_of(seen) + index) * CHUNK, end = begin + CHUNK;
-        return Turn{row, number / n_chunks, index, begin > seen ? begin : seen, end > position ? position + 1 : end};
-    }
-    // Vectors of a turn as they lie in `stored`, the keys or values of its head.
-    template <class C>
-    static Ahead ahead_of(const C* stored, const gs_decode_layer& layer, const Turn& turn) {
-        int64_t place = turn.begin % layer.n_places, n = turn.end - turn.begin, left = layer.n_places - place;
-        return Ahead::of(stored + place * layer.head_dim, (n < left ? n : left) * layer.head_dim);
+        const int64_t n_chunks = chunks_seen(layer, call->positions[row]), index = number % n_chunks;
+        const int64_t left = n_chunks - index, limit = layer.n_heads > 2 * layer.n_kv_heads ? 1 : MOST_CHUNKS;
+        if (most > limit) most = limit;
+        return Turn{row, number / n_chunks, index, most < left ? most : left};
     }
     // A turn, for every query head that shares its key head.
     template <class C>
-    void read_chunk(const gs_decode_layer& layer, const Turn& turn, const Turn* next) {
+    void read_chunks(const gs_decode_layer& layer, const Turn& turn, Pair<C>& pair) {
         const int64_t row = turn.row, n_groups = layer.n_heads / layer.n_kv_heads, H = layer.head_dim;
-        Cached<C> cache = cached<C>(layer, call->slots[row], turn.kv_head);
-        if (layer.k.values && turn.end > call->positions[row]) write_key(layer, cache, row, turn.kv_head);
-        Chunk<C> chunk = {cache, turn.begin, turn.end, ahead_of(cache.values, layer, turn), Ahead{}};
-        if (next) chunk.next_keys = ahead_of(cached<C>(layer, call->slots[next->row], next->kv_head).keys, layer, *next);
+        const int64_t position = call->positions[row], seen = first_seen(layer, position);
+        const int64_t begin = (chunk_of(seen) + turn.index) * CHUNK, end = begin + turn.n * CHUNK;
+        const Cached<C> cache = cached<C>(layer, call->slots[row], turn.kv_head);
+        if (layer.k.values && end > position) write_key(layer, cache, row, turn.kv_head);
+        Reader<C> reader(layer, cache, begin > seen ? begin : seen, end > position ? position + 1 : end, pair);
         for (int64_t g = 0; g < n_groups; g += 2) {
             int64_t head = turn.kv_head * n_groups + g, second = g + 1 < n_groups ? head + 1 : head;
-            turn_head(layer, shared.q + (row * layer.n_heads + head) * H, layer.q_norm, row, own.pair);
-            turn_head(layer, shared.q + (row * layer.n_heads + second) * H, layer.q_norm, row, own.pair + H);
-            read_pair(layer, chunk, own.pair, partial(layer, row, head, turn.index),
-                      partial(layer, row, second, turn.index));
+            if (pair.owner != row * layer.n_heads + head) {
+                turn_head(layer, shared.q + (row * layer.n_heads + head) * H, layer.q_norm, row, own.pair);
+                turn_head(layer, shared.q + (row * layer.n_heads + second) * H, layer.q_norm, row, own.pair + H);
+                pair.prepare(own.pair, row * layer.n_heads + head);
+            }
+            reader.read(partial(layer, row, head, turn.index), partial(layer, row, second, turn.index));
         }
     }
-    void attend(const gs_decode_layer& layer) {
-        find_angles(layer);
+    template <class C>
+    void attend_to(const gs_decode_layer& layer, const C*) {
+        Pair<C> pair(layer.head_dim);
         int64_t n = 0;
         for (int64_t row = 0; row < sizes.n_rows; row++)
             n += layer.n_kv_heads * chunks_seen(layer, call->positions[row]);
-        team.share(n, [&](int64_t number, int64_t next_number) {
-            const Turn turn = turn_of(layer, number), next = turn_of(layer, next_number < n ? next_number : number);
-            const Turn* after = next_number < n ? &next : nullptr;
-            if (call->cache_dtype == GS_INT8) read_chunk<byte>(layer, turn, after);
-            else if (call->cache_dtype == GS_BFLOAT16) read_chunk<bf16>(layer, turn, after);
-            else read_chunk<float>(layer, turn, after);
+        team.share_pieces(n, 1, [&](int64_t first, int64_t last) {
+            for (Turn turn; first < last; first += turn.n)
+                read_chunks(layer, turn = turn_of(layer, first, last - first), pair);
         });
+    }
+    void attend(const gs_decode_layer& layer) {
+        find_angles(layer);
+        if (call->cache_dtype == GS_INT8) attend_to(layer, (const byte*)nullptr);
+        else if (call->cache_dtype == GS_BFLOAT16) attend_to(layer, (const bf16*)nullptr);
+        else attend_to(layer, (const float*)nullptr);
     }
     // Inputs of the matrix behind attention: the chunks of each head, put together in their order.
     void gather(const gs_decode_layer& layer) {

@@ -17,6 +17,7 @@ constexpr int64_t COLUMNS = 16, LANES = 8;
 #else
 constexpr int64_t COLUMNS = 4, LANES = 4;
 #endif
+constexpr int64_t ROWS_AT_ONCE = 8;
 // Where the sums of four neighboring columns lie: interleaving rows deals out fours to vectors in turn.
 static inline int64_t place_of_four(int64_t column) {
     const int64_t n_vectors = COLUMNS / LANES, start = column / COLUMNS * COLUMNS, four = column % COLUMNS / 4;
@@ -47,6 +48,7 @@ static inline float round_to_steps(const float* x, int64_t n, int64_t n_steps, i
 template <>
 struct Pair<byte> {
     const int64_t head_dim;
+    int64_t owner;
     alignas(64) int32_t sums[2][MAX_HEAD_DIM];
     alignas(64) int16_t queries[2][MAX_HEAD_DIM], weights[2][CHUNK + 1];
     float query_step[2], weight_step[2];
@@ -56,16 +58,17 @@ struct Pair<byte> {
     int32_t start[2];  // makes good for keys that are multiplied as numbers from 0 to 255
 #endif
 
-    Pair(const float* q, int64_t head_dim) : head_dim(head_dim) {
-        const int64_t width = (head_dim + 63) / 64 * 64;
+    explicit Pair(int64_t head_dim) : head_dim(head_dim), owner(-1) {}
+    int64_t width() const { return (head_dim + 63) / 64 * 64; }
+    void prepare(const float* q, int64_t its_owner) {
+        owner = its_owner;
         for (int which = 0; which < 2; which++) {
             int16_t* steps = queries[which];
             query_step[which] = round_to_steps(q + which * head_dim, head_dim, QUERY_STEPS, steps);
-            memset(steps + head_dim, 0, (width - head_dim) * sizeof(int16_t));
-            memset(sums[which], 0, width * sizeof(int32_t));
+            memset(steps + head_dim, 0, (width() - head_dim) * sizeof(int16_t));
 #if defined(__AVX512VNNI__)
             int32_t sum = 0;
-            for (int64_t i = 0; i < width; i++) {
+            for (int64_t i = 0; i < width(); i++) {
                 int high = (steps[i] + 64) >> 7;
                 query_high[which][i] = (int8_t)high;
                 query_low[which][i] = (int8_t)(steps[i] - high * 128);
@@ -75,8 +78,9 @@ struct Pair<byte> {
 #endif
         }
     }
-    void weigh(const float* first, const float* second, int64_t n) {
+    void begin(const float* first, const float* second, int64_t n) {
         for (int which = 0; which < 2; which++) {
+            memset(sums[which], 0, width() * sizeof(int32_t));
             weight_step[which] = round_to_steps(which ? second : first, n, WEIGHT_STEPS, weights[which]);
 #if defined(__AVX512VNNI__)
             for (int64_t s = 0; s < n; s++) {
@@ -86,10 +90,22 @@ struct Pair<byte> {
 #endif
         }
     }
+    // Some rows at a time, column by column.
+    void add(const byte* values, int64_t offset, int64_t n, const byte* limit, Ahead& ahead) {
+        for (int64_t s = 0, m; s < n; s += m, values += m * head_dim) {
+            m = n - s < ROWS_AT_ONCE ? n - s : ROWS_AT_ONCE;
+            const byte* next = values + m * head_dim;
+            add_rows(values, offset + s, m, limit - next >= m * width() ? next : nullptr, ahead);
+        }
+    }
     void put(float* first, float* second) const {
         for (int which = 0; which < 2; which++) {
             float* to = which ? second : first;
-            for (int64_t i = 0; i < head_dim; i += 4) {
+            int64_t i = 0;
+#if defined(__AVX512VNNI__)
+            for (; i + COLUMNS <= head_dim; i += COLUMNS) put_columns(sums[which] + i, weight_step[which], to + i);
+#endif
+            for (; i < head_dim; i += 4) {
                 const int32_t* from = sums[which] + place_of_four(i);
                 for (int64_t j = 0; j < (head_dim - i < 4 ? head_dim - i : 4); j++)
                     to[i + j] = (float)from[j] * weight_step[which];
@@ -108,10 +124,29 @@ struct Pair<byte> {
         __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
         return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
     }
+    // 64 columns of sums in their order: neighboring fours stand at the same place of four vectors.
+    static void put_columns(const int32_t* from, float step, float* to) {
+        __m512 sums[4], two[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            sums[j] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(from + j * LANES)), _mm512_set1_ps(step));
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            two[j] = _mm512_shuffle_f32x4(sums[2 * j], sums[2 * j + 1], 0x44);
+            two[2 + j] = _mm512_shuffle_f32x4(sums[2 * j], sums[2 * j + 1], 0xee);
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            _mm512_storeu_ps(to + 2 * j * LANES, _mm512_shuffle_f32x4(two[2 * j], two[2 * j + 1], 0x88));
+            _mm512_storeu_ps(to + (2 * j + 1) * LANES, _mm512_shuffle_f32x4(two[2 * j], two[2 * j + 1], 0xdd));
+        }
+    }
+
     // Four keys; past the last one it is read again, and what stands behind the products is of no use.
-    void multiply_four(const byte* keys, int64_t n, float* first, float* second) const {
+    void multiply_four(const byte* keys, int64_t n, float* first, float* second, const char* ahead, const byte* next) const {
         const byte* rows[4];
         __m512i high[2][4], low[2][4];
+#pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             rows[j] = keys + (j < n ? j : n - 1) * head_dim;
             high[0][j] = high[1][j] = _mm512_setzero_si512();
@@ -120,6 +155,8 @@ struct Pair<byte> {
         }
         for (int64_t i = 0; i < head_dim; i += COLUMNS) {
             const __mmask64 mask = columns_left(head_dim - i);
+            Ahead::ask<4 * COLUMNS>(ahead + 4 * i);
+            if (next) touch<4 * COLUMNS>(next + 4 * i);
             __m512i up[2], down[2];
             for (int which = 0; which < 2; which++) {
                 up[which] = _mm512_load_si512(query_high[which] + i);
@@ -144,10 +181,12 @@ struct Pair<byte> {
             _mm_storeu_ps(which ? second : first, _mm_mul_ps(products, _mm_set1_ps(query_step[which])));
         }
     }
-    void multiply(const byte* keys, int64_t n, float* first, float* second, Ahead& ahead) const {
-        for (int64_t s = 0; s < n; s += 4) {
-            ahead.ask(4 * head_dim);
-            multiply_four(keys + s * head_dim, n - s, first + s, second + s);
+    void multiply(const byte* keys, int64_t n, const byte* limit, float* first, float* second, Ahead& ahead) const {
+        const int64_t four = 4 * head_dim;
+        for (int64_t s = 0; s < n; s += 4, keys += four) {
+            const byte* next = limit - keys >= 3 * four ? keys + 2 * four : nullptr;
+            ahead.hurry(keys);
+            multiply_four(keys, n - s, first + s, second + s, ahead.take(four, keys), next);
         }
     }
 
@@ -156,17 +195,18 @@ struct Pair<byte> {
         memcpy(&bits, weights, 4);
         return _mm512_set1_epi32((int)(n < 4 ? bits & ((1u << 8 * n) - 1) : bits));
     }
-    // Add 64 columns of the values of n places, whose weights lie from `offset` on.
-    void add_columns(const byte* values, int64_t offset, int64_t n, __mmask64 mask, int32_t* first, int32_t* second,
-                     Ahead& ahead) const {
+    // Add 64 columns, from `column` on, of the values of n places, whose weights lie from `offset` on.
+    void add_columns(const byte* values, int64_t offset, int64_t n, int64_t column, const byte* next, Ahead& ahead) {
+        const __mmask64 mask = columns_left(head_dim - column);
         __m512i high[2][4], low[2][4];
         for (int j = 0; j < 4; j++) high[0][j] = high[1][j] = low[0][j] = low[1][j] = _mm512_setzero_si512();
         for (int64_t s = 0; s < n; s += 4) {
-            ahead.ask(4 * COLUMNS);
+            Ahead::ask<4 * COLUMNS>(ahead.take(4 * COLUMNS, values));
+            if (next && s + 4 <= n) touch<4 * COLUMNS>(next + s * COLUMNS);
             __m512i row[4], two[4], four[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++)
-                row[j] = _mm512_maskz_loadu_epi8(mask, values + (s + j < n ? s + j : n - 1) * head_dim);
+                row[j] = _mm512_maskz_loadu_epi8(mask, values + (s + j < n ? s + j : n - 1) * head_dim + column);
             two[0] = _mm512_unpacklo_epi8(row[0], row[1]), two[1] = _mm512_unpackhi_epi8(row[0], row[1]);
             two[2] = _mm512_unpacklo_epi8(row[2], row[3]), two[3] = _mm512_unpackhi_epi8(row[2], row[3]);
             four[0] = _mm512_unpacklo_epi16(two[0], two[2]), four[1] = _mm512_unpackhi_epi16(two[0], two[2]);
@@ -186,19 +226,18 @@ struct Pair<byte> {
         for (int which = 0; which < 2; which++)
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
-                __m512i* to = (__m512i*)((which ? second : first) + j * LANES);
+                __m512i* to = (__m512i*)(sums[which] + column + j * LANES);
                 __m512i sum = _mm512_add_epi32(low[which][j], _mm512_slli_epi32(high[which][j], 8));
                 *to = _mm512_add_epi32(*to, sum);
             }
     }
-    void add(const byte* values, const float*, const float*, int64_t offset, int64_t n, Ahead& ahead) {
+    void add_rows(const byte* values, int64_t offset, int64_t n, const byte* next, Ahead& ahead) {
         for (int64_t i = 0; i < head_dim; i += COLUMNS)
-            add_columns(values + i, offset, n, columns_left(head_dim - i), sums[0] + i, sums[1] + i, ahead);
+            add_columns(values, offset, n, i, next ? next + i * n : nullptr, ahead);
     }
 #else
-    void multiply(const byte* keys, int64_t n, float* first, float* second, Ahead& ahead) const {
+    void multiply(const byte* keys, int64_t n, const byte*, float* first, float* second, Ahead&) const {
         for (int64_t s = 0; s < n; s++) {
-            ahead.ask(head_dim);
             int32_t a = 0, b = 0;
             for (int64_t i = 0; i < head_dim; i++) {
                 a += queries[0][i] * keys[s * head_dim + i].bits;
@@ -215,13 +254,12 @@ struct Pair<byte> {
         memcpy(some, from, n);
         return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)some));
     }
-    void add(const byte* values, const float*, const float*, int64_t offset, int64_t n, Ahead& ahead) {
+    void add_rows(const byte* values, int64_t offset, int64_t n, const byte*, Ahead&) {
         for (int64_t i = 0; i < head_dim; i += COLUMNS) {
             __m256i total[2][2];
             for (int which = 0; which < 2; which++)
                 for (int j = 0; j < 2; j++) total[which][j] = *(const __m256i*)(sums[which] + i + j * LANES);
             for (int64_t s = 0; s < n; s += 2) {
-                ahead.ask(2 * COLUMNS);
                 const bool is_pair = s + 1 < n;
                 __m256i row = widened(values + s * head_dim + i, head_dim - i);
                 __m256i next = widened(values + (s + is_pair) * head_dim + i, head_dim - i);
@@ -240,9 +278,8 @@ struct Pair<byte> {
         }
     }
 #else
-    void add(const byte* values, const float*, const float*, int64_t offset, int64_t n, Ahead& ahead) {
+    void add_rows(const byte* values, int64_t offset, int64_t n, const byte*, Ahead&) {
         for (int64_t s = 0; s < n; s++) {
-            ahead.ask(head_dim);
             for (int64_t i = 0; i < head_dim; i++) {
                 sums[0][i] += weights[0][offset + s] * values[s * head_dim + i].bits;
                 sums[1][i] += weights[1][offset + s] * values[s * head_dim + i].bits;

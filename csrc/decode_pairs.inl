@@ -6,6 +6,7 @@ static inline void load_two(const byte* p, vf* a, vf* b) { *a = vload(p), *b = v
 static inline void load_two(const bf16* p, vf* a, vf* b) {
 #if defined(__AVX512F__)
     __m512i both = _mm512_loadu_si512(p);
+    asm("" : "+v"(both));  // or it would be loaded twice, and loads are what is scarce
     *a = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     *b = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
 #elif defined(__AVX2__)
@@ -14,6 +15,20 @@ static inline void load_two(const bf16* p, vf* a, vf* b) {
     *b = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 #else
     *a = vload(p), *b = vload(p + W);
+#endif
+}
+static inline void store_two(float* to, vf a, vf b, const float*) { vstore(to, a), vstore(to + W, b); }
+static inline void store_two(float* to, vf a, vf b, const bf16*) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vstore(to, _mm512_permutex2var_ps(a, low, b));
+    vstore(to + W, _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b));
+#elif defined(__AVX2__)
+    vf low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    vstore(to, _mm256_permute2f128_ps(low, high, 0x20));
+    vstore(to + W, _mm256_permute2f128_ps(low, high, 0x31));
+#else
+    vstore(to, a), vstore(to + W, b);
 #endif
 }
 template <class C>
@@ -39,9 +54,22 @@ template <class C>
 static inline void order_pairs(const C* kind, const float* from, float* to, int64_t n, bool is_back) {
     const int64_t n_paired = n / (2 * W) * 2 * W;
     for (int64_t start = 0; start < n_paired; start += 2 * W) {
-        if (!is_back) order_pair(kind, from + start, to + start);
-        else
-            for (int64_t i = 0; i < 2 * W; i++) to[start + i] = from[start + place_in_pair(kind, i)];
+        if (is_back) store_two(to + start, vload(from + start), vload(from + start + W), kind);
+        else order_pair(kind, from + start, to + start);
     }
     memcpy(to + n_paired, from + n_paired, (n - n_paired) * sizeof(float));
+}
+
+// Sums of each of four vectors' lanes, in one order.
+static inline void store_sums(const vf* x, float* to) {
+#if defined(__AVX512F__)
+    vf a = _mm512_unpacklo_ps(x[0], x[1]) + _mm512_unpackhi_ps(x[0], x[1]);
+    vf b = _mm512_unpacklo_ps(x[2], x[3]) + _mm512_unpackhi_ps(x[2], x[3]);
+    __m512d p = _mm512_castps_pd(a), q = _mm512_castps_pd(b);
+    vf c = _mm512_castpd_ps(_mm512_unpacklo_pd(p, q)) + _mm512_castpd_ps(_mm512_unpackhi_pd(p, q));
+    __m256 d = _mm512_castps512_ps256(c) + _mm512_extractf32x8_ps(c, 1);
+    _mm_storeu_ps(to, _mm256_castps256_ps128(d) + _mm256_extractf128_ps(d, 1));
+#else
+    for (int j = 0; j < 4; j++) to[j] = hsum(x[j]);
+#endif
 }

@@ -8,23 +8,6 @@ struct Team {
     int64_t stage;  // each thread counts for itself
     int64_t* arrived;
 
-    // Call work(turn, next) for the turns of 0..n that are this thread's, wait for the others, and enter the next
-    // stage. `next` is what this thread does after `turn`, n where that is all.
-    template <class Work>
-    void share(int64_t n, const Work& work) {
-        if (n_threads == 1) {
-            for (int64_t turn = 0; turn < n; turn++) work(turn, turn + 1);
-            return;
-        }
-        int64_t* counter = taken + stage++;
-        auto take = [&] {
-            int64_t turn = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
-            return turn < n ? turn : n;
-        };
-        for (int64_t turn = take(), next; turn < n; turn = next) work(turn, next = take());
-        gs_wait(barrier, n_threads);
-    }
-
     // What this thread makes for the others is made; they need it in this stage, and await all.
     void arrive() {
         arrived = taken + stage++;
@@ -32,8 +15,8 @@ struct Team {
     }
     void await() const { gs_await(arrived, n_threads); }
 
-    // The same as `share` for pieces begin to end of 0..n: long ones first, which memory likes, then shorter ones, none below
-    // `least`, so that all threads end together.
+    // Call work(begin, end) for pieces of 0..n, wait for the others, and enter the next stage: long pieces first, which
+    // memory likes, then shorter ones, none below `least`, so that all threads end together.
     template <class Work>
     void share_pieces(int64_t n, int64_t least, const Work& work) {
         if (n_threads == 1) return work(0, n);

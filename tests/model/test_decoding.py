@@ -99,20 +99,20 @@ def test_threads_share_out_large_matrices(form: str, tolerance: float) -> None:
 
 
 def test_long_documents_are_put_together_from_chunks() -> None:
-    network = tiny_network("gemma2", max_seq_len=1024)
-    ours, theirs = (make_cache(network, n_slots=1, capacity=1024, slack=64) for _ in range(2))
+    network = tiny_network("gemma2", max_seq_len=2560)  # more chunks than are read in one go
+    ours, theirs = (make_cache(network, n_slots=1, capacity=2560, slack=64) for _ in range(2))
     for cache in (ours, theirs):
-        prefill(network, cache, (700,))
+        prefill(network, cache, (2500,))
     torch.testing.assert_close(
         by_step(network, ours, [5], [0], 2), by_modules(network, theirs, [5], [0]), rtol=2e-4, atol=2e-4
     )
 
 
 def test_long_documents_in_8_bits() -> None:
-    network = tiny_network("gemma2", max_seq_len=1024)
-    ours, theirs = (KVCache(network.config, capacity=1024, dtype=torch.int8) for _ in range(2))
+    network = tiny_network("gemma2", max_seq_len=2560)
+    ours, theirs = (KVCache(network.config, capacity=2560, dtype=torch.int8) for _ in range(2))
     for cache in (ours, theirs):
-        prefill(network, cache, (700,))
+        prefill(network, cache, (2500,))
     assert rms(by_step(network, ours, [5], [0], 2), by_modules(network, theirs, [5], [0])) < 0.01
 
 
