@@ -184,9 +184,10 @@ struct Pair<byte> {
     void multiply(const byte* keys, int64_t n, const byte* limit, float* first, float* second, Ahead& ahead) const {
         const int64_t four = 4 * head_dim;
         for (int64_t s = 0; s < n; s += 4, keys += four) {
-            const byte* next = limit - keys >= 3 * four ? keys + 2 * four : nullptr;
+            const byte* next = keys + 2 * four;
             ahead.hurry(keys);
-            multiply_four(keys, n - s, first + s, second + s, ahead.take(four, keys), next);
+            multiply_four(keys, n - s, first + s, second + s, ahead.take(four, keys),
+                          limit - next >= 4 * width() ? next : nullptr);
         }
     }
 
