@@ -180,6 +180,27 @@ def test_the_step_follows_deltas_from_token_to_token() -> None:
             previous = found
 
 
+def test_a_delta_that_moves_to_another_linear_is_followed() -> None:
+    network = adapt(tiny_network(), (7,))
+    some_linear(network).delta = None
+    ours, theirs = twins(network)
+    current = step_of(network, ours)
+    some_linear(network).delta = delta_of(network, "layers.1.mlp.gate_proj")
+    some_linear(network, "layers.1.mlp.gate_proj").delta = None
+    found, expected = advance(current, ours, [8, 8, 8], [0, 1, 2]), by_modules(network, theirs, [8, 8, 8], [0, 1, 2])
+    torch.testing.assert_close(found, expected, rtol=5e-4, atol=5e-4)
+
+
+def test_a_rank_that_is_cut_where_its_tensors_lie_is_seen() -> None:
+    network = adapt(tiny_network(), (7,), n_adapters=1)
+    current, delta = step_of(network, make_cache(network)), delta_of(network)
+    for tensor, dim in ((delta.lora_a, 1), (delta.lora_b, 2)):
+        address = tensor.data_ptr()
+        tensor.data = tensor.detach().narrow(dim, 0, 4)
+        assert tensor.data_ptr() == address
+    assert current.get() is None  # rows of lora_b have gaps now
+
+
 @pytest.mark.parametrize("part", ["lora_a", "lora_b", "scale"])
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"])
 def test_nan_in_a_delta_comes_out(part: str, name: str) -> None:
