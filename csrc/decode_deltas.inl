@@ -60,55 +60,62 @@ struct Blocks {
     int64_t n_rows, first, last;
 };
 
-// The sums of the lanes of W vectors, in one: that of x[summed_in(lane)] in each lane, all in the same order.
-static inline int64_t summed_in(int64_t lane) { return W == 16 ? lane / 4 + lane % 4 * 4 : lane; }
-static inline vf hsums(const vf* x) {
+// Sums of the lanes of W vectors, in one vector: first of each four of them, then of these fours. All in one order.
+constexpr int FOUR = W == 1 ? 1 : 4;
 #if defined(__AVX512F__)
-    vf pairs[8], fours[4];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) pairs[i] = _mm512_unpacklo_ps(x[i], x[i + 8]) + _mm512_unpackhi_ps(x[i], x[i + 8]);
-#pragma GCC unroll 8
-    for (int i = 0; i < 4; i++)
-        fours[i] = _mm512_unpacklo_ps(pairs[i], pairs[i + 4]) + _mm512_unpackhi_ps(pairs[i], pairs[i + 4]);
-    vf a = _mm512_shuffle_f32x4(fours[0], fours[1], 0x88) + _mm512_shuffle_f32x4(fours[0], fours[1], 0xdd);
-    vf b = _mm512_shuffle_f32x4(fours[2], fours[3], 0x88) + _mm512_shuffle_f32x4(fours[2], fours[3], 0xdd);
-    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+static inline vf fold(vf a, vf b) { return _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b); }
+static inline vf fold_halves(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd); }
+static inline vf sums_of_four(const vf* x) { return fold(fold(x[0], x[2]), fold(x[1], x[3])); }
+static inline vf join_fours(const vf* x) { return fold_halves(fold_halves(x[0], x[1]), fold_halves(x[2], x[3])); }
 #elif defined(__AVX2__)
-    vf a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-    vf b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-    return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+static inline vf sums_of_four(const vf* x) {
+    return _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+}
+static inline vf join_fours(const vf* x) {
+    return _mm256_permute2f128_ps(x[0], x[1], 0x20) + _mm256_permute2f128_ps(x[0], x[1], 0x31);
+}
 #else
-    return x[0];
+static inline vf sums_of_four(const vf* x) { return x[0]; }
+static inline vf join_fours(const vf* x) { return x[0]; }
 #endif
+
+// Products of n <= W rows of B with one vector, lane by lane; what is in lanes from n on means nothing.
+template <class T>
+static inline vf raise_some(const T* weights, const float* low, int64_t rank, int64_t n) {
+    vf fours[W / FOUR];
+#pragma GCC unroll 4
+    for (int64_t four = 0; four < W / FOUR; four++) {
+        const T* rows[FOUR];
+        vf sums[FOUR];
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < FOUR; j++) {
+            const int64_t output = four * FOUR + j;
+            rows[j] = weights + (output < n ? output : n - 1) * rank;
+            sums[j] = vzero();
+        }
+        auto piece = [&](int64_t i, int64_t size) {
+            vf x = load(low + i, size);
+#pragma GCC unroll 4
+            for (int64_t j = 0; j < FOUR; j++) sums[j] = vfma(load(rows[j] + i, size), x, sums[j]);
+        };
+        over(rank, [&](int64_t i) { piece(i, W); }, piece);
+        fours[four] = sums_of_four(sums);
+    }
+    return join_fours(fours);
 }
 
 // Add scale * B low of the row's adapter to one row's outputs begin to end.
 template <class T>
 static void raise_row(const gs_matrix& m, int64_t adapter, const float* low, int64_t begin, int64_t end, float* y) {
     const gs_delta& delta = *m.delta;
-    const int64_t rank = delta.rank;
     const float scale = delta.scale_dtype == GS_BFLOAT16 ? first_lane(load((const bf16*)delta.scale + adapter, 1))
                                                          : ((const float*)delta.scale)[adapter];
-    const T* weights = (const T*)delta.lora_b + (adapter * m.d_out + begin) * rank;
-    for (int64_t n; begin < end; begin += n, weights += n * rank) {
+    const T* weights = (const T*)delta.lora_b + (adapter * m.d_out + begin) * delta.rank;
+    for (int64_t n; begin < end; begin += n, weights += n * delta.rank) {
         n = end - begin < W ? end - begin : W;
-        ask_for(weights + DELTA_AHEAD / sizeof(T), W * rank);
-        vf sums[W];
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < W; j++) sums[j] = vzero();
-        auto all = [&](int64_t i, int64_t size) {
-            vf x = load(low + i, size);
-#pragma GCC unroll 16
-            for (int64_t j = 0; j < W; j++)
-                sums[summed_in(j)] = vfma(load(weights + j * rank + i, size), x, sums[summed_in(j)]);
-        };
-        auto some = [&](int64_t i, int64_t size) {
-            for (int64_t j = 0; j < n; j++)
-                sums[summed_in(j)] = vfma(load(weights + j * rank + i, size), load(low + i, size), sums[summed_in(j)]);
-        };
-        if (n == W) over(rank, [&](int64_t i) { all(i, W); }, all);
-        else over(rank, [&](int64_t i) { some(i, W); }, some);
-        store(y + begin, vfma(vset(scale), hsums(sums), load(y + begin, n)), n);
+        ask_for(weights + DELTA_AHEAD / sizeof(T), W * delta.rank);
+        vf raised = raise_some(weights, low, delta.rank, n);
+        store(y + begin, vfma(vset(scale), raised, load(y + begin, n)), n);
     }
 }
 
