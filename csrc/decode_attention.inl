@@ -63,7 +63,7 @@ static inline void four_dots(const float* q, const C* keys, int64_t n, int64_t h
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             vf low, high;
-            load_two(rows[j] + i, &low, &high);
+            load_two_once(rows[j] + i, &low, &high);
             a[j] = vfma(high, q1, vfma(low, q0, a[j]));
             b[j] = vfma(high, r1, vfma(low, r0, b[j]));
         }
@@ -91,7 +91,7 @@ static inline void add_columns(const C* values, const float* weights, int64_t n,
 #pragma GCC unroll 8
         for (int j = 0; j < P; j++) {
             vf low, high;
-            load_two(values + j * 2 * W, &low, &high);
+            load_two_once(values + j * 2 * W, &low, &high);
             sums[2 * j] = vfma(low, weight, sums[2 * j]);
             sums[2 * j + 1] = vfma(high, weight, sums[2 * j + 1]);
         }
