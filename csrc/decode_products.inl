@@ -1,7 +1,5 @@
 // Products of a few rows with matrices of every form, block by block of 16 outputs. Included by decode.inl.
 
-constexpr int64_t DENSE_AHEAD = 1024;  // bytes between what is read and what is asked for
-
 // Rows of inputs, float32, the same in the order of bfloat16's pairs, and rounded to 8 bits for the form of matrix
 // they were last rounded for.
 struct Inputs {
@@ -20,7 +18,7 @@ struct Inputs {
 
 // One output for R rows of inputs, from a row of weights of 16 or 32 bits. It is the sum of four chains and what is left
 // over, in an order that depends on nothing else. Two rows of weights at a time would be two streams out of memory, which
-// were a quarter slower than one.
+// were a quarter slower than one; and asking for what comes next is left to the processor, which does it better.
 template <int R, class T>
 static inline void dense_output(const T* weights, const float* x, int64_t d_in, float* y, int64_t stride) {
     vf sums[R][4], w[4];
@@ -30,8 +28,6 @@ static inline void dense_output(const T* weights, const float* x, int64_t d_in, 
         for (int c = 0; c < 4; c++) sums[r][c] = vzero();
     int64_t i = 0;
     for (; i + 4 * W <= d_in; i += 4 * W) {
-        for (int64_t line = 0; line < 4 * W * (int64_t)sizeof(T); line += 64)
-            __builtin_prefetch((const char*)(weights + i) + DENSE_AHEAD + line);
         load_two(weights + i, &w[0], &w[1]);
         load_two(weights + i + 2 * W, &w[2], &w[3]);
 #pragma GCC unroll 8

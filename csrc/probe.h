@@ -10,7 +10,7 @@
 #define GS_PROBE_INT8_TILES 4
 
 #define GS_PROBE_KERNELS(KERNEL)                                                                              \
-    /* The sum of a buffer's 64-bit words, modulo 2^64; each thread reads a part of its own, ahead. */        \
+    /* The sum of a buffer's 64-bit words, modulo 2^64; each thread reads a part of its own. */               \
     KERNEL(probe_read, (const void* buffer, uint64_t* sum, int64_t n_bytes), (buffer, sum, n_bytes))          \
     /* Products of one and one added up in registers, n_rounds on each of n_threads threads: the sum is */    \
     /* how many there were. 0 where this instruction set has none of the kind. */                             \

@@ -1,7 +1,6 @@
 // Probes of a machine's limits; see probe.h. Included after quant.inl and the tiles of attention.
 
 typedef uint64_t probe_words __attribute__((vector_size(64), aligned(8), may_alias));
-constexpr int64_t PROBE_AHEAD = 2048;      // bytes; more changes nothing on the machines tried
 constexpr int64_t PROBE_CHUNK = 1 << 18;   // rounds after which float32 would no longer count exactly
 constexpr int PROBE_SUMS = 12;             // sums at once: enough to hide the latency, few enough for registers
 // Sums must stay in registers, whatever the optimisation.
@@ -16,10 +15,7 @@ static void probe_read(const void* buffer, uint64_t* sum, int64_t n_bytes) {
         int64_t line = begin * 4, stop = end * 4 < n_lines ? end * 4 : n_lines;
         for (; line + 4 <= stop; line += 4) {
             const char* p = (const char*)(words + line * 8);
-            for (int i = 0; i < 4; i++) {
-                __builtin_prefetch(p + PROBE_AHEAD + 64 * i);
-                total[i] += *(const probe_words*)(p + 64 * i);
-            }
+            for (int i = 0; i < 4; i++) total[i] += *(const probe_words*)(p + 64 * i);
         }
         uint64_t own = 0;
         for (; line < stop; line++)
