@@ -222,7 +222,10 @@ def test_ctrl_c_while_loading_leaves_no_traceback(folder: Path, module: str) -> 
         process.send_signal(signal.SIGINT)
         out, said = process.communicate(timeout=60)
     assert "Traceback" not in said
-    assert (process.returncode, out) == (130, "")
+    # Where the key meets Python run by C, as an import of torch does here and there, CPython ends by the signal
+    # itself, although we have handled it; a shell calls both 130.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert out == ""
     assert said.endswith("gemsmith: stopped\n")
 
 
